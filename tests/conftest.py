@@ -1,0 +1,26 @@
+"""Shared fixtures: deterministic seeds, and torch.empty that returns NaN so that an unwritten output fails."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed_everything() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the test, freshly allocated floating-point memory holds NaN instead of whatever was there."""
+
+    def poison(allocate):
+        def allocate_nan(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return allocate_nan
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(new_empty))
