@@ -1,0 +1,57 @@
+"""Finds the compiled CPU kernels and the instruction set to run them with."""
+
+import ctypes
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+LIBRARY_PATH = Path(__file__).with_name("_kernels.so")
+# In the order of causalrn_cpu_level() in csrc/cpu.cpp.
+INSTRUCTION_SETS = ("plain", "avx2", "avx512")
+ISA_VARIABLE = "CAUSALRN_ISA"
+
+
+@cache
+def load_library(path: Path = LIBRARY_PATH) -> ctypes.CDLL | None:
+    """The compiled kernels, or None (with one warning) where they were not built.
+
+    Importing torch first makes the library share torch's OpenMP threads: two pools would spin against each other.
+    """
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        warnings.warn(
+            f"causalrn runs its slower pure-PyTorch operators on the CPU, because the compiled kernels are missing "
+            f"({error}). To build them, reinstall causalrn where a C++ compiler with OpenMP is installed.",
+            stacklevel=3,
+        )
+        return None
+
+
+def supported_instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that both the library and this CPU have, best last; empty without a library."""
+    library = load_library()
+    if library is None:
+        return ()
+    best: int = library.causalrn_cpu_level()
+    return INSTRUCTION_SETS[: best + 1]
+
+
+def find_kernel(name: str) -> Callable[..., int] | None:
+    """The library's function `name` for the best instruction set of this CPU, or None without a library.
+
+    The environment variable CAUSALRN_ISA (plain, avx2 or avx512) asks for another instruction set.
+
+    Raises:
+        ValueError: CAUSALRN_ISA names no instruction set that this CPU runs.
+    """
+    library = load_library()
+    if library is None:
+        return None
+    supported = supported_instruction_sets()
+    isa = os.environ.get(ISA_VARIABLE) or supported[-1]
+    if isa not in supported:
+        raise ValueError(f"{ISA_VARIABLE}: got {isa!r}, wanted one of {', '.join(supported)}")
+    return library[f"causalrn_{name}_{isa}"]

@@ -1,0 +1,72 @@
+"""Builds the CPU kernels: plain C++ with OpenMP, compiled once per instruction set into one optional library."""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE_DIR = Path("causalrn/ops/csrc")
+# Without these flags: asks the CPU what it can run, so it must run everywhere.
+COMPILED_ONCE = SOURCE_DIR / "cpu.cpp"
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-ffp-contract=fast",
+    "-Wall",
+]
+LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
+# Apple's compiler has no OpenMP of its own; the kernels then run on one thread.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+INSTRUCTION_SETS = {"plain": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
+    INSTRUCTION_SETS["avx512"] = [
+        *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        "-mprefer-vector-width=512",
+        # GCC 12 warns of its own header.
+        "-Wno-uninitialized",
+    ]
+
+
+class BuildKernels(build_ext):
+    """Compiles each source for every instruction set; nothing here is tied to a version of Python or torch."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        once = str(COMPILED_ONCE)
+        per_isa = [source for source in ext.sources if source != once]
+        objects = self.compiler.compile([once], output_dir=self.build_temp, extra_preargs=FLAGS)
+        for isa, flags in INSTRUCTION_SETS.items():
+            objects += self.compiler.compile(
+                per_isa,
+                output_dir=str(Path(self.build_temp, isa)),
+                macros=[("CAUSALRN_ISA", isa)],
+                extra_preargs=[*FLAGS, *OPENMP, *flags],
+                depends=ext.depends,
+            )
+        # Linked as C: the kernels use nothing of the C++ runtime, and so depend on none. Defs: a symbol that is
+        # missing must fail here, where the library is optional, not when it is loaded.
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=OPENMP + LINK_FLAGS
+        )
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "causalrn.ops._kernels",
+            sources=sorted(str(path) for path in SOURCE_DIR.glob("*.cpp")),
+            depends=[str(path) for path in SOURCE_DIR.glob("*.h")],
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)
