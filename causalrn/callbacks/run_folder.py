@@ -1,0 +1,106 @@
+"""What a run leaves behind to be understood later: where it came from, its curves, its final numbers."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from causalrn.loggers import read_metrics
+
+PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset", "numpy")
+
+
+class RunFolder(L.Callback):
+    """Writes environment.json at the start, and keeps the resolved config in every checkpoint.
+
+    Args:
+        run_dir: the run's folder.
+        config: the resolved config as plain data.
+    """
+
+    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+        self.config = config
+
+    @rank_zero_only
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_json(self.run_dir / "environment.json", environment())
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+
+
+def environment() -> dict[str, Any]:
+    """Git revision, command, versions and hardware, for the record."""
+    return {
+        "git_revision": git_revision(),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := package_version(name))},
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that this code runs from, with "-dirty" when files differ from it, or None."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def draw_curves(run_dir: Path) -> Path:
+    """Draws every logged loss and accuracy over steps into curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(run_dir / "metrics.csv")
+    names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
+    panels = {
+        "loss (nats per token)": [name for name in names if name.split("/")[1] == "loss"],
+        "validation": [name for name in names if name.startswith("val/") and name.split("/")[1] != "loss"],
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4), layout="constrained")
+    for axis, (label, panel) in zip(axes, panels.items(), strict=True):
+        for name in panel:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("val/") else "")
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+        if panel:
+            axis.legend(fontsize="small")
+    figure.suptitle(run_dir.name)
+    path = run_dir / "curves.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

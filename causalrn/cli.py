@@ -1,0 +1,180 @@
+"""What the commands share: the config parser, the run folder, and errors as one clear line."""
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from causalrn.callbacks import FiniteLoss, RunFolder, progress_bar
+from causalrn.lit_module import LanguageModelModule
+from causalrn.loggers import MetricsCSV
+
+# The first process of a run names the folder for the ranks that it starts.
+RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
+USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
+
+
+class CausalRNCLI(LightningCLI):
+    """Reads --config files (later ones override earlier ones), prepares the run folder, builds all objects.
+
+    Besides Lightning's groups `trainer`, `model` and `data` it takes:
+        --run_dir: folder of the run; by default runs/NAME/TIME, with NAME from the first config file.
+        --resume: a run folder, or one of its checkpoints, to continue in the same folder; its config.yaml is
+            read first, so that no --config is needed.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        arguments = sys.argv[1:] if args is None else args
+        quiet_libraries()
+        super().__init__(
+            model_class=LanguageModelModule,
+            subclass_mode_model=True,
+            datamodule_class=LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigCallback,
+            # A resumed run finds its own config there.
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=1,
+            run=False,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
+            args=resume_arguments(arguments),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str | None, default=None, help="folder of the run")
+        parser.add_argument(
+            "--resume", type=str | None, default=None, help="run folder or checkpoint to continue from"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        self.checkpoint = find_checkpoint(self.config.resume) if self.config.resume else None
+        self.run_dir = choose_run_dir(self.config, self.checkpoint)
+        os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
+        self.config.run_dir = str(self.run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        loggers = self.config_init.trainer.logger
+        kwargs["logger"] = [
+            MetricsCSV(str(self.run_dir)),
+            TensorBoardLogger(str(self.run_dir), name="", version=""),
+            *(
+                loggers
+                if isinstance(loggers, list)
+                else [loggers]
+                if loggers not in (None, True, False)
+                else []
+            ),
+        ]
+        kwargs["default_root_dir"] = str(self.run_dir)
+        callbacks = self.config_init.trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        extra = [RunFolder(self.run_dir, config), FiniteLoss(), progress_bar()]
+        if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+            extra.append(ModelCheckpoint(save_last=True, enable_version_counter=False))
+        kwargs["callbacks"] = [*callbacks, *extra]
+        return super().instantiate_trainer(**kwargs)
+
+
+def resume_arguments(arguments: list[str]) -> list[str]:
+    """With --resume, the run's own config.yaml read before everything else."""
+    for index, argument in enumerate(arguments):
+        if argument == "--resume" and index + 1 < len(arguments):
+            target = Path(arguments[index + 1])
+        elif argument.startswith("--resume="):
+            target = Path(argument.removeprefix("--resume="))
+        else:
+            continue
+        config = run_dir_of(find_checkpoint(str(target))) / "config.yaml"
+        if not config.is_file():
+            raise FileNotFoundError(f"--resume {target}: no {config}; want a run folder made by causalrn.fit")
+        return ["--config", str(config), *arguments]
+    return arguments
+
+
+def find_checkpoint(target: str) -> Path:
+    """The checkpoint that --resume names: itself, or the newest of a run folder."""
+    path = Path(target)
+    if path.is_file() or (path / "checkpoint").is_dir():
+        return path
+    checkpoints = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"--resume {target}: no checkpoint there; want a .ckpt or a run folder with checkpoints/"
+        )
+    return checkpoints[-1]
+
+
+def run_dir_of(checkpoint: Path) -> Path:
+    return checkpoint.absolute().parent.parent
+
+
+def choose_run_dir(config: Namespace, checkpoint: Path | None) -> Path:
+    """The folder of this run; a new run never gets a folder that holds another one.
+
+    Raises:
+        ValueError: --run_dir holds a run already, and this one does not resume it.
+    """
+    if "LOCAL_RANK" in os.environ and (named := os.environ.get(RUN_DIR_VARIABLE)):
+        return Path(named)
+    if checkpoint is not None:
+        return run_dir_of(checkpoint)
+    if config.run_dir:
+        run_dir = Path(config.run_dir)
+        if (run_dir / "config.yaml").exists():
+            raise ValueError(
+                f"run_dir {run_dir} holds a run already; want an empty folder, or --resume {run_dir}"
+            )
+        return run_dir
+    configs = config.get("config") or []
+    name = Path(str(configs[0])).with_suffix("").name if configs else "run"
+    parent = Path(str(configs[0])).parent.name if configs else ""
+    name = f"{parent}-{name}" if parent else name
+    # A job that is requeued keeps its id, and with it its folder.
+    job = os.environ.get("SLURM_JOB_ID")
+    return Path("runs") / name / (f"job_{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
+
+
+def quiet_libraries() -> None:
+    """Leaves the terminal to the run's own lines."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Strings are made, and blocks are mapped, faster than a worker process could hand them over.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A user's mistake ends the process with one line and exit code 1; CAUSALRN_TRACEBACK=1 shows all of it."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if os.environ.get("CAUSALRN_TRACEBACK"):
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's main function with one-line errors; Ctrl-C ends it with exit code 130."""
+    try:
+        with one_line_errors():
+            main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,109 @@
+"""Evaluates a checkpoint: `python -m causalrn.evaluate --checkpoint PATH [--lengths 16,32,64]`."""
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ArgumentParser
+
+from causalrn.callbacks import progress_bar
+from causalrn.callbacks.run_folder import environment, write_json
+from causalrn.checkpoint import network_from, read_checkpoint
+from causalrn.cli import quiet_libraries, run_command
+from causalrn.lit_module import CopyModule, LanguageModelModule, TextModule
+from causalrn.tables import print_results
+
+
+def main(args: list[str] | None = None) -> None:
+    options = make_parser().parse_args(args)
+    quiet_libraries()
+    checkpoint = read_checkpoint(options.checkpoint)
+    data = make_data(data_config(checkpoint, options))
+    # Which metrics apply is the data's to say: text knows how many bytes a token stands for.
+    module_class: type[LanguageModelModule] = TextModule if hasattr(data, "token_bytes") else CopyModule
+    network = network_from(checkpoint, options.checkpoint)
+    trainer = L.Trainer(
+        accelerator=options.accelerator,
+        devices=1,
+        precision=options.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[progress_bar()],
+    )
+    warnings.filterwarnings("ignore", ".*No logger.*")
+    trainer.validate(module_class(network), data, verbose=False)
+    results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    print_results(results)
+    output = options.output or default_output(options.checkpoint)
+    record = {"checkpoint": str(options.checkpoint), "metrics": results, "environment": environment()}
+    write_json(output, record)
+    print(f"saved in {output}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m causalrn.evaluate", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a .ckpt of causalrn.fit or causalrn.export"
+    )
+    parser.add_argument("--lengths", type=parse_lengths, help="string lengths, as 16,32,64 (copying)")
+    parser.add_argument("--data", type=Path, metavar="CONFIG", help="take the data section of this config")
+    parser.add_argument("--val-size", type=int, help="strings per length (copying)")
+    parser.add_argument("--batch-size", type=int, help="sequences per step")
+    parser.add_argument("--output", type=Path, help="JSON file of results; by default beside the checkpoint")
+    parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: auto)")
+    parser.add_argument("--precision", default="32-true", help="as in Lightning's Trainer (default: 32-true)")
+    return parser
+
+
+def parse_lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want whole numbers as 16,32,64: got {text!r}") from None
+    if min(lengths) < 1:
+        raise argparse.ArgumentTypeError(f"want lengths of 1 or more: got {text!r}")
+    return lengths
+
+
+def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """class_path and init_args of the evaluation data: the checkpoint's or the given config's, with overrides.
+
+    Raises:
+        ValueError: neither has any.
+    """
+    if options.data:
+        config = yaml.safe_load(options.data.read_text())
+        origin = str(options.data)
+    else:
+        config = checkpoint.get("config", {})
+        origin = f"checkpoint {options.checkpoint}"
+    if not isinstance(config, dict) or "data" not in config:
+        raise ValueError(f"{origin} names no data; want --data CONFIG with a data section")
+    data = dict(config["data"])
+    overrides = {
+        "val_lengths": options.lengths,
+        "val_size": options.val_size,
+        "batch_size": options.batch_size,
+    }
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return {**data, "init_args": {**data.get("init_args", {}), **given}}
+
+
+def make_data(config: dict[str, Any]) -> L.LightningDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": config})).data
+
+
+def default_output(checkpoint: Path) -> Path:
+    """evaluation.json in the run folder, or beside a checkpoint that stands alone."""
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return folder / f"evaluation-{checkpoint.stem}.json"
+
+
+if __name__ == "__main__":
+    run_command(main)

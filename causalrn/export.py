@@ -1,0 +1,107 @@
+"""Turns checkpoints of other programs into ours: `python -m causalrn.export import-official STATE_DICT.pth`."""
+
+import argparse
+import pickle
+from pathlib import Path
+
+import torch
+
+from causalrn.checkpoint import save_network
+from causalrn.cli import run_command
+from causalrn.models.official import MODELS, describe_official, from_official
+
+
+def main(args: list[str] | None = None) -> None:
+    options = make_parser().parse_args(args)
+    import_official(options)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m causalrn.export", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    official = verbs.add_parser(
+        "import-official",
+        help="state dict of kerner-lab/causal-relation-networks -> checkpoint",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    official.add_argument("state_dict", type=Path, help="weights.pth of an official run")
+    official.add_argument("--output", type=Path, help="checkpoint to write; by default STATE_DICT with .ckpt")
+    official.add_argument("--model", choices=MODELS, help="official model; by default read off the keys")
+    official.add_argument("--n-heads", type=int, default=1, help="official num_head")
+    official.add_argument("--bidirectional", action="store_true", help="official enable_causal_mode = False")
+    official.add_argument("--norm", choices=("layer", "rms"), default="layer", help="normalization_type")
+    official.add_argument("--eps", type=float, default=0.0, help="official normalization_eps")
+    official.add_argument("--pre-norm", choices=("exact", "approx", "none"), help="ablation: PreNorm")
+    official.add_argument("--activation", choices=("exp", "relu", "elu", "gelu"), help="ablation: Activation")
+    official.add_argument("--no-post-norm", action="store_true", help="ablation: PostNorm = no")
+    return parser
+
+
+def import_official(options: argparse.Namespace) -> None:
+    """Writes the checkpoint and says what it holds."""
+    output = options.output or options.state_dict.with_suffix(".ckpt")
+    if output.exists():
+        raise FileExistsError(f"{output} exists; want a new file for --output")
+    state_dict = read_state_dict(options.state_dict)
+    ablation = {
+        name: value
+        for name, value in (("pre_norm", options.pre_norm), ("activation", options.activation))
+        if value is not None
+    }
+    if options.no_post_norm:
+        ablation["post_norm"] = False
+    model = options.model or guess_model(state_dict, bool(ablation))
+    description = describe_official(
+        state_dict,
+        model,
+        n_heads=options.n_heads,
+        causal=not options.bidirectional,
+        norm=options.norm,
+        eps=options.eps,
+        **ablation,
+    )
+    network = from_official(state_dict, description)
+    save_network(network, output)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    print(f"{output}: {model}, {network.n_layers} layers, {parameters:,} parameters")
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a file of torch.save.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"state dict {path}: no such file")
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is truncated or no file of torch.save") from error
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
+        raise ValueError(f"{path} holds no state dict; want a dict of tensors")
+    return state_dict
+
+
+def guess_model(state_dict: dict[str, torch.Tensor], has_ablation: bool) -> str:
+    """The official model, where the keys tell: the two relation networks have the same ones.
+
+    Raises:
+        ValueError: the keys do not tell.
+    """
+    if any(key.endswith("attn.causal_mask") for key in state_dict):
+        return "linear_transformer"
+    if any("attn.fc_1" in key for key in state_dict):
+        return "transformer"
+    if has_ablation:
+        return "relation_ablation"
+    raise ValueError(
+        "the weights of relation and linear_relation look alike; want --model to name which it is"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,40 @@
+"""Trains a model as a config says: `python -m causalrn.fit --config CONFIG [--config OVERLAY ...]`."""
+
+import time
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from causalrn.callbacks.run_folder import draw_curves, write_json
+from causalrn.cli import CausalRNCLI, run_command
+from causalrn.tables import print_results
+
+
+def main(args: list[str] | None = None) -> None:
+    start = time.monotonic()
+    cli = CausalRNCLI(args)
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
+    cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+    finish(cli, start)
+
+
+@rank_zero_only
+def finish(cli: CausalRNCLI, start: float) -> None:
+    """Leaves the curves and the final numbers in the run folder, and shows them."""
+    results = {
+        name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")
+    }
+    baselines = getattr(cli.datamodule, "baselines", dict)()
+    record = {
+        "step": cli.trainer.global_step,
+        "seconds": round(time.monotonic() - start, 1),
+        "metrics": results,
+        **({"baselines": baselines} if baselines else {}),
+    }
+    write_json(cli.run_dir / "results.json", record)
+    draw_curves(cli.run_dir)
+    print_results(results, baselines)
+    print(f"{cli.trainer.global_step} steps in {record['seconds']} s; everything is in {cli.run_dir}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,186 @@
+"""LightningModules: how a language model is trained and which metrics it is validated by."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from causalrn.metrics import (
+    IGNORE_INDEX,
+    BitsPerByte,
+    CharacterAccuracy,
+    CopyAccuracy,
+    ExactMatch,
+    MeanLoss,
+)
+from causalrn.models import LanguageModel, describe
+
+
+class LanguageModelModule(L.LightningModule):
+    """Trains a language model by next-token cross-entropy with AdamW, linear warm-up and cosine decay.
+
+    Batches are dicts of `tokens` and `targets`, int64 (B, T), with targets of -100 ignored. The learning rate
+    rises linearly over `warmup_steps`, then follows a half cosine down to `final_learning_rate` at
+    `trainer.max_steps`; without one it stays constant (the official copying protocol).
+
+    Args:
+        network: the model to train.
+        learning_rate: peak learning rate.
+        warmup_steps: optimizer steps until the peak.
+        final_learning_rate: learning rate at the last step, or None for a constant one.
+        weight_decay: AdamW's; the official protocols use none.
+        betas: AdamW's.
+    """
+
+    def __init__(
+        self,
+        network: LanguageModel,
+        learning_rate: float = 5e-4,
+        warmup_steps: int = 50,
+        final_learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.final_learning_rate = final_learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.val_metrics = nn.ModuleList()
+
+    @abstractmethod
+    def make_metrics(self) -> dict[str, Metric]:
+        """The metrics of one validation set besides the loss, by the last part of their logged name."""
+
+    @abstractmethod
+    def update_metrics(self, metrics: nn.ModuleDict, logits: Tensor, nats: Tensor, targets: Tensor) -> None:
+        """Adds one batch to the metrics of its validation set."""
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.vocab_size != self.network.vocab_size:
+            raise ValueError(
+                f"vocab_size of the model and of the data differ: got {self.network.vocab_size} (model) and "
+                f"{data.vocab_size} ({type(data).__name__}); set model.init_args.network.init_args.vocab_size"
+            )
+        names = data.val_names if data is not None else ["val"]
+        self.val_prefixes = ["val/{}"] if len(names) == 1 else [f"val/{{}}/{name}" for name in names]
+        self.val_metrics = nn.ModuleList(
+            nn.ModuleDict({"loss": MeanLoss(), **self.make_metrics()}) for _ in names
+        ).to(self.device)
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        return self.network(tokens)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self(batch["tokens"])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORE_INDEX)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        targets = batch["targets"]
+        logits = self(batch["tokens"])
+        nats = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        metrics = self.val_metrics[dataloader_idx]
+        metrics["loss"].update(nats, (targets != IGNORE_INDEX).sum())
+        self.update_metrics(metrics, logits, nats, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        for prefix, metrics in zip(self.val_prefixes, self.val_metrics, strict=True):
+            for name, metric in metrics.items():
+                # The value is reduced over ranks already, so that no further synchronisation is due.
+                self.log(prefix.format(name), metric.compute(), prog_bar=name != "loss", rank_zero_only=True)
+                metric.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        # The fused step is the fastest on CPU and on CUDA alike.
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def learning_rate_factor(self) -> Callable[[int], float]:
+        """The learning rate at each optimizer step, as a share of the peak.
+
+        Raises:
+            ValueError: a decay is wanted, but the trainer has no max_steps to end it at.
+        """
+        # Not estimated_stepping_batches: reading it early keeps the loader's state from being restored.
+        total = self.trainer.max_steps
+        if self.final_learning_rate is None:
+            floor, total = 1.0, self.warmup_steps + 1
+        elif total < 1:
+            raise ValueError(f"a final_learning_rate needs trainer.max_steps >= 1: got {total}")
+        else:
+            floor = self.final_learning_rate / self.learning_rate
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        return factor
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip under bf16-mixed with a fused optimizer, although bf16 has no gradient scaler.
+        if gradient_clip_val:
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+            self.log("train/grad_norm", norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["network"] = describe(self.network)
+
+
+class CopyModule(LanguageModelModule):
+    """Training on strings to be copied, or any task with one right answer: exact match and accuracies."""
+
+    def make_metrics(self) -> dict[str, Metric]:
+        return {
+            "copy_accuracy": CopyAccuracy(),
+            "exact_match": ExactMatch(),
+            "character_accuracy": CharacterAccuracy(),
+        }
+
+    def update_metrics(self, metrics: nn.ModuleDict, logits: Tensor, nats: Tensor, targets: Tensor) -> None:
+        predictions = logits.argmax(-1)
+        for name in ("copy_accuracy", "exact_match", "character_accuracy"):
+            metrics[name].update(predictions, targets)
+
+
+class TextModule(LanguageModelModule):
+    """Training on natural text: bits per byte, whatever the tokenizer."""
+
+    def make_metrics(self) -> dict[str, Metric]:
+        return {"bits_per_byte": BitsPerByte()}
+
+    def update_metrics(self, metrics: nn.ModuleDict, logits: Tensor, nats: Tensor, targets: Tensor) -> None:
+        metrics["bits_per_byte"].update(nats, self.count_bytes(targets))
+
+    def count_bytes(self, targets: Int[Tensor, "B T"]) -> Tensor:
+        """Bytes of text that the targets stand for."""
+        targets = targets[targets != IGNORE_INDEX]
+        token_bytes = self.trainer.datamodule.token_bytes
+        return token_bytes.to(targets.device)[targets].sum()

@@ -1,0 +1,113 @@
+"""A CSV file of metrics that a resumed run continues instead of deleting it."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """Writes `metrics.csv`: one row per step, one column per metric.
+
+    A run that is resumed keeps the rows before its first step and replaces those from it on, so that no step
+    stands twice. A torn last line, left by a killed process, is dropped.
+
+    Args:
+        save_dir: folder of the file; the run folder.
+        flush_every_n_rows: rows held back in memory before they are written.
+    """
+
+    def __init__(self, save_dir: str, flush_every_n_rows: int = 20) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.flush_every_n_rows = flush_every_n_rows
+        self.columns: list[str] = []
+        # Rows not written yet; the last one may still grow, since training and validation log apart.
+        self.pending: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MetricsCSV":
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run folder's config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None, "Lightning passes the step"
+        if not self.columns:
+            self._continue_from(step)
+        if not self.pending or self.pending[-1]["step"] != step:
+            if len(self.pending) >= self.flush_every_n_rows:
+                self._write(self.pending)
+                self.pending = []
+            self.pending.append({"step": step})
+        self.pending[-1].update(metrics)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes all rows but the one that may still grow."""
+        self._write(self.pending[:-1])
+        self.pending = self.pending[-1:]
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._write(self.pending)
+        self.pending = []
+
+    def _continue_from(self, step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in read_metrics(self.path) if row["step"] < step] if self.path.exists() else []
+        self.columns = ["step"]
+        self._replace(rows)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        if new := sorted({key for row in rows for key in row} - set(self.columns)):
+            previous = read_metrics(self.path)
+            self.columns += new
+            self._replace(previous + rows)
+            return
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerows(rows)
+
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
+        """Rewrites the file in one step, so that a kill leaves the old one or the new one."""
+        self.columns += sorted({key for row in rows for key in row} - set(self.columns))
+        temporary = self.path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, each with its step and the metrics logged there; a torn last line is left out."""
+    text = Path(path).read_text()
+    lines = text.splitlines()
+    if not text.endswith("\n"):
+        lines = lines[:-1]
+    rows = []
+    for row in csv.DictReader(lines):
+        values = {key: float(value) for key, value in row.items() if value}
+        rows.append({**values, "step": int(values["step"])})
+    return rows

@@ -1,0 +1,95 @@
+"""Metrics of predicted tokens: copy accuracy as the paper defines it, exact match, character accuracy, loss, bits per byte."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+IGNORE_INDEX = -100
+# Token id that ends an answer in the official copying protocol.
+EOS = 2
+
+
+class MeanOverCount(Metric):
+    """A ratio of two sums, exact over uneven batches and over ranks; NaN before the first update."""
+
+    full_state_update = False
+    higher_is_better: bool | None = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        # float64: the sums stay exact over more tokens than float32 can count.
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.total: Tensor
+        self.count: Tensor
+
+    def add(self, total: Tensor, count: Tensor | int) -> None:
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+
+class CharacterAccuracy(MeanOverCount):
+    """Share of right tokens among the answers' letters, the closing EOS not counted."""
+
+    def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
+        letters = answer_letters(targets)
+        self.add(((predictions == targets) & letters).sum(), letters.sum())
+
+
+class CopyAccuracy(MeanOverCount):
+    """Mean over strings of the share of right letters, 0 where EOS is not exactly in its place.
+
+    Equals the official `calculate_accuracy_copying`: a string whose last answer token is not predicted as
+    EOS, or which has an EOS predicted before that, counts 0. Predictions may come from teacher forcing or
+    from decoding.
+    """
+
+    def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
+        letters = answer_letters(targets)
+        share = ((predictions == targets) & letters).sum(1) / letters.sum(1)
+        last = (targets != IGNORE_INDEX) & ~letters
+        misplaced = (last & (predictions != targets)).any(1) | (letters & (predictions == EOS)).any(1)
+        self.add(share.masked_fill(misplaced, 0.0).sum(), len(targets))
+
+
+class ExactMatch(MeanOverCount):
+    """Share of sequences whose every answer token, EOS included, is right.
+
+    Under teacher forcing this equals the exact match of greedy decoding: as long as no token was wrong, both
+    have seen the same tokens.
+    """
+
+    def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
+        right = (predictions == targets) | (targets == IGNORE_INDEX)
+        self.add(right.all(1).sum(), len(targets))
+
+
+class MeanLoss(MeanOverCount):
+    """Nats per target token."""
+
+    higher_is_better = False
+
+    def update(self, nats: Float[Tensor, ""], n_tokens: Int[Tensor, ""] | int) -> None:
+        self.add(nats, n_tokens)
+
+
+class BitsPerByte(MeanOverCount):
+    """Summed nats over counted bytes of text, in bits: comparable between tokenizers."""
+
+    higher_is_better = False
+
+    def update(self, nats: Float[Tensor, ""], n_bytes: Int[Tensor, ""] | int) -> None:
+        self.add(nats / math.log(2), n_bytes)
+
+
+def answer_letters(targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """The answer's tokens except each sequence's last one, which is its EOS."""
+    answer = targets != IGNORE_INDEX
+    is_last = answer & (answer.flip(1).cumsum(1).flip(1) == 1)
+    return answer & ~is_last

@@ -1,0 +1,164 @@
+"""The paper's baselines: causal softmax attention, linear attention, and the MLP of their blocks."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from causalrn.models.mixer import Mixer, PoolState, check_heads, normal_linear_
+from causalrn.ops.reference import normalise
+
+
+class MLP(nn.Module):
+    """The position-wise residual branch of a Transformer block: fc_2(gelu(fc_1(norm(x)))) (official `MLP`).
+
+    Args:
+        d_model: width C of the residual stream.
+        d_hidden: channels between the two projections; the paper uses 4 * d_model.
+        norm: plain normalisation of the input, see `Relation`.
+        eps: added to the standard deviation.
+    """
+
+    def __init__(
+        self, d_model: int, d_hidden: int, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.d_hidden = d_hidden
+        self.norm: Literal["layer", "rms"] = norm
+        self.eps = eps
+        self.fc_1 = nn.Linear(d_model, d_hidden)
+        self.fc_2 = nn.Linear(d_hidden, d_model)
+
+    def reset_parameters(self, n_branches: int) -> None:
+        normal_linear_(self.fc_1, 0.02)
+        normal_linear_(self.fc_2, 0.02 / math.sqrt(n_branches))
+
+    def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape C"]:
+        return self.fc_2(F.gelu(self.fc_1(normalise(x, self.norm, self.eps))))
+
+
+class Attention(Mixer):
+    """What both attentions share: q, k, v from one projection of norm(x) without biases, and an output projection.
+
+    Args:
+        d_model: width C of the residual stream, divided among the heads.
+        n_heads: number of heads.
+        causal: False lets every position see the whole sequence.
+        norm: plain normalisation of the input, see `Relation`.
+        eps: added to the standard deviation.
+
+    Raises:
+        ValueError: d_model is not divisible by n_heads.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int = 1,
+        causal: bool = True,
+        norm: Literal["layer", "rms"] = "layer",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(d_model, causal)
+        check_heads(d_model, n_heads)
+        self.n_heads = n_heads
+        self.norm: Literal["layer", "rms"] = norm
+        self.eps = eps
+        self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def reset_parameters(self, n_branches: int) -> None:
+        normal_linear_(self.qkv_proj, 0.02)
+        normal_linear_(self.out_proj, 0.02 / math.sqrt(n_branches))
+
+    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each (B, T, H, D)."""
+        qkv = self.qkv_proj(normalise(x, self.norm, self.eps))
+        q, k, v = rearrange(qkv, "b t (three h d) -> three b t h d", three=3, h=self.n_heads).unbind(0)
+        return q, k, v
+
+
+class SoftmaxAttention(Attention):
+    """Scaled dot-product attention (official `SelfAttention`); decoding keeps k and v of every position."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B T C"]:
+        q, k, v = (rearrange(t, "b t h d -> b h t d") for t in (q, k, v))
+        new, total = q.shape[2], k.shape[2]
+        mask = None
+        if self.causal and 1 < new < total:
+            mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and new == total)
+        return self.out_proj(rearrange(y, "b h t d -> b t (h d)"))
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.attend(*self.project(x))
+
+    def init_state(self, batch_size: int) -> tuple[PoolState, PoolState]:
+        self.check_causal()
+        return PoolState(), PoolState()
+
+    def extend(
+        self, x: Float[Tensor, "B T C"], state: tuple[PoolState, PoolState]
+    ) -> tuple[Float[Tensor, "B T C"], tuple[PoolState, PoolState]]:
+        q, k, v = self.project(x)
+        return self.attend(q, state[0].append(k), state[1].append(v)), state
+
+    def state_size(self, length: int) -> int:
+        return 2 * 4 * length * self.d_model
+
+
+class LinearAttention(Attention):
+    """Normalised linear attention with the feature map elu + 1 (official `LinearSelfAttention`).
+
+    The state is one matrix and one vector per head: the sums over positions of k v^T and of k. The causal
+    form runs in parts of `PART` positions, quadratic inside a part, so that time and memory are linear.
+    """
+
+    PART = 128
+
+    def mix(
+        self, x: Float[Tensor, "B T C"], state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Tensor]]:
+        q, k, v = self.project(x)
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        scores = torch.einsum("bihd,bjhd->bhij", q, k)
+        if self.causal:
+            scores = scores.tril()
+        y = torch.einsum("bhij,bjhd->bihd", scores, v)
+        weight = rearrange(scores.sum(-1), "b h i -> b i h 1")
+        kv_sum, k_sum = torch.einsum("bjhd,bjhe->bhde", k, v), k.sum(1)
+        if state is not None:
+            y = y + torch.einsum("bihd,bhde->bihe", q, state[0])
+            weight = weight + torch.einsum("bihd,bhd->bih", q, state[1])[..., None]
+            kv_sum, k_sum = kv_sum + state[0], k_sum + state[1]
+        return self.out_proj(rearrange(y / weight, "b t h d -> b t (h d)")), (kv_sum, k_sum)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        if not self.causal or x.shape[1] <= self.PART:
+            return self.mix(x, None)[0]
+        return self.extend(x, self.init_state(len(x)))[0]
+
+    def init_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        self.check_causal()
+        channels = self.d_model // self.n_heads
+        weight = self.qkv_proj.weight
+        shape = (batch_size, self.n_heads, channels)
+        return weight.new_zeros(*shape, channels), weight.new_zeros(shape)
+
+    def extend(
+        self, x: Float[Tensor, "B T C"], state: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Tensor]]:
+        outputs = []
+        for part in x.split(self.PART, dim=1):
+            y, state = self.mix(part, state)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
+
+    def state_size(self, length: int) -> int:
+        channels = self.d_model // self.n_heads
+        return 4 * self.n_heads * channels * (channels + 1)

@@ -1,0 +1,150 @@
+"""A language model: embeddings, a stack of residual branches around any mixer, and a linear head."""
+
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from causalrn.models.attention import MLP
+from causalrn.models.mixer import Mixer, normal_linear_
+from causalrn.ops.reference import normalise
+
+
+class DecodingState(NamedTuple):
+    """Where decoding stands: the number of positions seen, and each layer's mixer state."""
+
+    position: int
+    layers: list[Any]
+
+
+class Block(nn.Module):
+    """One layer: x + mixer(x), then, where the model has an MLP, x + mlp(x)."""
+
+    def __init__(self, mixer: Mixer, mlp: MLP | None) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mlp = mlp
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.feed_forward(x + self.mixer(x))
+
+    def extend(self, x: Float[Tensor, "B T C"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+        y, state = self.mixer.extend(x, state)
+        return self.feed_forward(x + y), state
+
+    def feed_forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return x if self.mlp is None else x + self.mlp(x)
+
+
+class LanguageModel(nn.Module):
+    """Token and learned position embeddings, n_layers blocks, and a head on norm(x) (official `Model`).
+
+    The relation networks have no MLP: the mixer is the whole block. The Transformers of the paper are an
+    attention mixer with an MLP.
+
+    Args:
+        mixer: prototype of the mixer; each layer gets its own copy with its own initial values.
+        vocab_size: number of token ids V.
+        n_layers: number of blocks.
+        max_length: number of learned positions, the longest sequence the model takes.
+        mlp: prototype of the position-wise branch, or None.
+        norm: plain normalisation before the head.
+        eps: added to the standard deviation of that normalisation.
+    """
+
+    def __init__(
+        self,
+        mixer: Mixer,
+        vocab_size: int,
+        n_layers: int,
+        max_length: int,
+        mlp: MLP | None = None,
+        norm: Literal["layer", "rms"] = "layer",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if mlp is not None and mlp.d_model != mixer.d_model:
+            raise ValueError(f"mlp and mixer must share d_model: got {mlp.d_model} and {mixer.d_model}")
+        self.vocab_size = vocab_size
+        self.n_layers = n_layers
+        self.max_length = max_length
+        self.norm: Literal["layer", "rms"] = norm
+        self.eps = eps
+        self.token_embedding = nn.Embedding(vocab_size, mixer.d_model)
+        self.position_embedding = nn.Embedding(max_length, mixer.d_model)
+        self.blocks = nn.ModuleList(Block(deepcopy(mixer), deepcopy(mlp)) for _ in range(n_layers))
+        self.head = nn.Linear(mixer.d_model, vocab_size, bias=False)
+        self.reset_parameters()
+
+    @property
+    def mixer(self) -> Mixer:
+        """The first layer's mixer: with `mlp`, what `describe` needs to rebuild the model."""
+        return self.blocks[0].mixer
+
+    @property
+    def mlp(self) -> MLP | None:
+        return self.blocks[0].mlp
+
+    def reset_parameters(self) -> None:
+        """Draws all initial values anew, as the official code does."""
+        nn.init.normal_(self.token_embedding.weight)
+        nn.init.normal_(self.position_embedding.weight)
+        n_branches = self.n_layers * (1 if self.mlp is None else 2)
+        for block in self.blocks:
+            for branch in (block.mixer, block.mlp):
+                if branch is not None:
+                    branch.reset_parameters(n_branches)
+        normal_linear_(self.head, 0.02)
+
+    def embed(self, tokens: Int[Tensor, "B T"], start: int) -> Float[Tensor, "B T C"]:
+        """Embeds T tokens that stand from position `start` on.
+
+        Raises:
+            ValueError: a position at or above max_length.
+        """
+        end = start + tokens.shape[1]
+        if end > self.max_length:
+            raise ValueError(
+                f"sequence of {end} positions is longer than the model's learned positions: max_length={self.max_length}"
+            )
+        positions = torch.arange(start, end, device=tokens.device)
+        return self.token_embedding(tokens) + self.position_embedding(positions)
+
+    def unembed(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+        return self.head(normalise(x, self.norm, self.eps))
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Logits of the next token at every position.
+
+        Raises:
+            ValueError: a sequence longer than max_length.
+        """
+        x = self.embed(tokens, 0)
+        for block in self.blocks:
+            x = block(x)
+        return self.unembed(x)
+
+    def init_state(self, batch_size: int) -> DecodingState:
+        """The decoding state before the first token."""
+        return DecodingState(0, [block.mixer.init_state(batch_size) for block in self.blocks])
+
+    def extend(
+        self, tokens: Int[Tensor, "B T"], state: DecodingState
+    ) -> tuple[Float[Tensor, "B T V"], DecodingState]:
+        """Logits of the next T positions after those in `state`, and the state after them.
+
+        One call with a whole prompt is the prefill; T = 1 is a decoding step. The passed state must not be
+        used again.
+        """
+        x = self.embed(tokens, state.position)
+        layers = []
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x, layer_state = block.extend(x, layer_state)
+            layers.append(layer_state)
+        return self.unembed(x), DecodingState(state.position + tokens.shape[1], layers)
+
+    def state_size(self, length: int) -> int:
+        """Bytes of decoding state of one sequence of `length` positions in float32."""
+        return sum(block.mixer.state_size(length) for block in self.blocks)

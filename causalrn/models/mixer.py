@@ -1,0 +1,98 @@
+"""The interface that every sequence mixer shares: whole sequences in training, part by part in decoding."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Mixer(nn.Module, ABC):
+    """One residual branch that mixes positions; the language model adds its output to the stream.
+
+    A mixer is constructed once, as a prototype, and copied per layer; `reset_parameters` then draws each
+    copy's own initial values.
+
+    Args:
+        d_model: width C of the residual stream.
+        causal: whether a position sees only itself and the positions before it.
+    """
+
+    def __init__(self, d_model: int, causal: bool) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.causal = causal
+
+    @abstractmethod
+    def reset_parameters(self, n_branches: int) -> None:
+        """Draws the initial values; output projections shrink with the model's number of residual branches."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """Mixes a whole sequence."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int) -> Any:
+        """The decoding state before the first position.
+
+        Raises:
+            ValueError: the mixer is bidirectional, so that no position is final before the last one came.
+        """
+
+    @abstractmethod
+    def extend(self, x: Float[Tensor, "B T C"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+        """Mixes the next T positions after those in `state`: equals `forward` on the whole sequence.
+
+        The passed state must not be used again: its memory may be reused for the returned one.
+        """
+
+    def step(self, x: Float[Tensor, "B C"], state: Any) -> tuple[Float[Tensor, "B C"], Any]:
+        """Mixes the one next position."""
+        y, state = self.extend(x[:, None], state)
+        return y[:, 0], state
+
+    @abstractmethod
+    def state_size(self, length: int) -> int:
+        """Bytes of state that one sequence of `length` positions needs in float32."""
+
+    def check_causal(self) -> None:
+        if not self.causal:
+            raise ValueError(f"{type(self).__name__}(causal=False) has no decoding state; want causal=True")
+
+
+class PoolState:
+    """A growing memory of vectors per position, as the quadratic relation's k or attention's k and v.
+
+    Amortised O(1) copies per appended position: the buffer doubles when it is full.
+    """
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self.length = 0
+
+    def append(self, new: Float[Tensor, "B T H D"]) -> Float[Tensor, "B S H D"]:
+        """Adds T positions and returns all S positions so far."""
+        end = self.length + new.shape[1]
+        if self.buffer is None or end > self.buffer.shape[1]:
+            capacity = max(end, 2 * self.length, 16)
+            grown = new.new_empty(new.shape[0], capacity, *new.shape[2:])
+            if self.buffer is not None:
+                grown[:, : self.length] = self.buffer[:, : self.length]
+            self.buffer = grown
+        self.buffer[:, self.length : end] = new
+        self.length = end
+        return self.buffer[:, :end]
+
+
+def check_heads(d_hidden: int, n_heads: int) -> None:
+    """Raises a ValueError unless the heads divide the channels."""
+    if d_hidden % n_heads:
+        raise ValueError(f"d_hidden must be divisible by n_heads: got d_hidden={d_hidden}, n_heads={n_heads}")
+
+
+def normal_linear_(linear: nn.Linear, std: float) -> None:
+    """Weights from N(0, std), bias 0: the initialisation of every official projection."""
+    torch.nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        torch.nn.init.zeros_(linear.bias)

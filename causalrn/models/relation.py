@@ -1,0 +1,165 @@
+"""The relation mixers: quadratic (with the paper's ablations) and linear CausalRN."""
+
+import math
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from causalrn.models.mixer import Mixer, PoolState, check_heads, normal_linear_
+from causalrn.ops import relation_linear, relation_quadratic
+from causalrn.ops.reference import Activation, LinearState, normalise
+
+OutputNorm = Literal["layer", "rms"]
+
+
+class Relation(Mixer):
+    """What both forms share: out_proj(norm(relation(q_proj(norm(x)), k_proj(norm(x))))).
+
+    q_proj (with bias) is the official fc_1 and sees the receiving position, k_proj (without) is fc_2 and
+    sees the contributing one, out_proj is fc_3.
+
+    Args:
+        d_model: width C of the residual stream.
+        d_hidden: channels of q and k over all heads.
+        n_heads: groups of channels that are normalised apart inside the relation.
+        causal: False lets every position see the whole sequence.
+        norm: "layer" (population standard deviation) or "rms", always without an affine part.
+        eps: added to the standard deviation; the official code uses 0.
+
+    Raises:
+        ValueError: d_hidden is not divisible by n_heads.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        n_heads: int = 1,
+        causal: bool = True,
+        norm: OutputNorm = "layer",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(d_model, causal)
+        check_heads(d_hidden, n_heads)
+        self.d_hidden = d_hidden
+        self.n_heads = n_heads
+        self.norm: OutputNorm = norm
+        self.eps = eps
+        self.q_proj = nn.Linear(d_model, d_hidden)
+        self.k_proj = nn.Linear(d_model, d_hidden, bias=False)
+        self.out_proj = nn.Linear(d_hidden, d_model)
+
+    def reset_parameters(self, n_branches: int) -> None:
+        normal_linear_(self.q_proj, 0.02)
+        normal_linear_(self.k_proj, 0.02)
+        normal_linear_(self.out_proj, 0.02 / math.sqrt(n_branches))
+
+    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"]]:
+        x = normalise(x, self.norm, self.eps)
+        q, k = self.q_proj(x), self.k_proj(x)
+        return tuple(rearrange(t, "b t (h d) -> b t h d", h=self.n_heads) for t in (q, k))
+
+
+class QuadraticRelation(Relation):
+    """Quadratic CausalRN: every pair (i, j) is normalised before the activation, a memory that grows like a KV cache.
+
+    Equals the official `BlockR` (without its residual sum) and, with other settings, `BlockRAblation`.
+
+    Args:
+        pre_norm: "exact" normalises q_i + k_j, "approx" normalises q_i and k_j apart, "none" neither.
+        activation: the function of each pair. "official_elu" also adds the -1 = elu(-inf) that the official
+            mask leaves at every future position (see `official_mask_shift`); the official gelu is NaN there.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        n_heads: int = 1,
+        causal: bool = True,
+        norm: OutputNorm = "layer",
+        eps: float = 1e-5,
+        pre_norm: Literal["exact", "approx", "none"] = "exact",
+        activation: Literal["exp", "relu", "elu", "gelu", "official_elu"] = "exp",
+    ) -> None:
+        super().__init__(d_model, d_hidden, n_heads, causal, norm, eps)
+        self.pre_norm = pre_norm
+        self.activation = activation
+
+    def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq E"]:
+        if self.pre_norm == "approx":
+            q, k = (normalise(t, self.norm, self.eps) for t in (q, k))
+        activation: Activation = "elu" if self.activation == "official_elu" else self.activation
+        pair_norm = self.norm if self.pre_norm == "exact" else "none"
+        out = relation_quadratic(
+            q, k, eps=self.eps, causal=self.causal, norm=pair_norm, activation=activation
+        )
+        if self.activation == "official_elu" and self.causal:
+            out = out + official_mask_shift(out)
+        return rearrange(out, "b t h d -> b t (h d)")
+
+    def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
+        return normalise(out, self.norm, self.eps)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.out_proj(self.post_norm(self.relate(*self.project(x))))
+
+    def init_state(self, batch_size: int) -> PoolState:
+        self.check_causal()
+        if self.activation == "official_elu":
+            raise ValueError("activation official_elu depends on the length still to come; decode with elu")
+        return PoolState()
+
+    def extend(self, x: Float[Tensor, "B T C"], state: PoolState) -> tuple[Float[Tensor, "B T C"], PoolState]:
+        q, k = self.project(x)
+        return self.out_proj(self.post_norm(self.relate(q, state.append(k)))), state
+
+    def state_size(self, length: int) -> int:
+        return 4 * length * self.d_hidden
+
+
+class QuadraticRelationWithoutPostNorm(QuadraticRelation):
+    """The ablation without the normalisation after the sum (official `PostNorm: "no"`)."""
+
+    def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
+        return out
+
+
+class LinearRelation(Relation):
+    """Linear CausalRN: q and k are normalised apart, so that the sum factorises; the state has constant size.
+
+    Equals the official `BlockRLinear` without its residual sum.
+    """
+
+    def mix(
+        self, x: Float[Tensor, "B T C"], state: LinearState | None
+    ) -> tuple[Float[Tensor, "B T C"], LinearState]:
+        q, k = self.project(x)
+        y, state = relation_linear(q, k, state, eps=self.eps, causal=self.causal, norm=self.norm)
+        return self.out_proj(rearrange(y, "b t h d -> b t (h d)")), state
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.mix(x, None)[0]
+
+    def init_state(self, batch_size: int) -> LinearState:
+        self.check_causal()
+        device = self.q_proj.weight.device
+        shape = (batch_size, self.n_heads, self.d_hidden // self.n_heads)
+        return LinearState(torch.zeros(shape, device=device), torch.zeros(batch_size, device=device))
+
+    def extend(
+        self, x: Float[Tensor, "B T C"], state: LinearState
+    ) -> tuple[Float[Tensor, "B T C"], LinearState]:
+        return self.mix(x, state)
+
+    def state_size(self, length: int) -> int:
+        return 4 * (self.d_hidden + 1)
+
+
+def official_mask_shift(out: Float[Tensor, "B T H D"]) -> Float[Tensor, "T 1 1"]:
+    """What the official -inf mask adds through elu: -1 for each of the T-1-i future positions, over i+1."""
+    position = torch.arange(out.shape[1], device=out.device, dtype=out.dtype)
+    return ((position + 1 - out.shape[1]) / (position + 1))[:, None, None]
