@@ -1,0 +1,105 @@
+"""What every DataModule of this package shares: ranks, loaders and the state that survives a change of machines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+from lightning.pytorch.loops.progress import _ProcessedTracker
+
+from datamodules.stream import Batch, FixedLoader, Position, Rank, Samples, StreamLoader
+
+
+class StreamDataModule(lightning.LightningDataModule):
+    """Training reads an endless stream by global index; evaluation reads fixed sets.
+
+    The state in a checkpoint is the next global sample index and a description of the data that gives the index
+    its meaning. It holds no rank and no worker, so a run resumes on any number of either and sees the samples that
+    it would have seen. `batch_size` counts samples per step over all ranks, which keeps the optimisation the same
+    when their number changes; it must be divisible by that number.
+
+    Subclasses set the fixed sets and the stream, and name what identifies their data.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.position = Position()
+
+    @property
+    def val_names(self) -> list[str]:
+        """Names of the validation sets, in the order of their loaders."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that, when changed, would make a saved index point at other samples."""
+        raise NotImplementedError
+
+    def train_samples(self) -> Samples:
+        raise NotImplementedError
+
+    def batches_per_epoch(self) -> int:
+        raise NotImplementedError
+
+    def eval_samples(self, split: str) -> Sequence[tuple[Samples, int]]:
+        """The fixed sets of a split, each with its number of samples."""
+        raise NotImplementedError
+
+    def on_train_batch(self, batch: Batch) -> None:
+        """Called in the training process with each batch before it is handed out."""
+
+    def train_dataloader(self) -> StreamLoader:
+        return StreamLoader(
+            self.train_samples(),
+            self.position,
+            batch_size=self.batch_size,
+            batches_per_epoch=self.batches_per_epoch(),
+            rank=self._rank(),
+            num_workers=self.num_workers,
+            on_batch=self.on_train_batch,
+        )
+
+    def val_dataloader(self) -> list[FixedLoader]:
+        return self._fixed_loaders("val")
+
+    def test_dataloader(self) -> list[FixedLoader]:
+        return self._fixed_loaders("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.identity(), "next_index": self.position.index - self._unfinished_samples()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for key, here in self.identity().items():
+            if state_dict[key] != here:
+                raise ValueError(
+                    f"the checkpoint was trained on other data and cannot continue on this: {key} was "
+                    f"{state_dict[key]!r} and is {here!r}"
+                )
+        self.position.index = state_dict["next_index"]
+
+    def _fixed_loaders(self, split: str) -> list[FixedLoader]:
+        return [
+            FixedLoader(
+                samples,
+                size=size,
+                batch_size=self.batch_size,
+                rank=self._rank(),
+                num_workers=self.num_workers,
+            )
+            for samples, size in self.eval_samples(split)
+        ]
+
+    def _unfinished_samples(self) -> int:
+        """Samples handed out to a step that did not end, as when an exception is what saves the checkpoint."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        assert isinstance(batches, _ProcessedTracker)
+        return (batches.ready - batches.processed) * self.batch_size
+
+    def _rank(self) -> Rank:
+        # With tensor parallelism several ranks share one part of the batch; Lightning's strategy knows.
+        parts = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return Rank(parts["rank"], parts["num_replicas"]) if parts else Rank()

@@ -1,0 +1,178 @@
+"""The string-copying task of the paper as an endless training stream and fixed, hashed evaluation sets."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.base import StreamDataModule
+from datamodules.order import Int64Array, derive_key, random_integers
+from datamodules.stream import IGNORE_INDEX, Batch, Samples
+
+# Token ids of the official code; letters follow.
+BOS, SEP, EOS = 0, 1, 2
+FIRST_LETTER = 3
+
+# Positions of a string are hashed as index * 2**24 + position.
+_MAX_LENGTH = 1 << 24
+
+
+def copy_batch(strings: Int64Array) -> Batch:
+    """Rows `BOS s SEP s` and their targets: `s EOS` on the positions from SEP on, ignored before it.
+
+    `strings` (B, S) of token ids gives tokens and targets (B, 2 * S + 2), int64.
+    """
+    rows, length = strings.shape
+    tokens = np.empty((rows, 2 * length + 2), dtype=np.int64)
+    tokens[:, 0] = BOS
+    tokens[:, 1 : length + 1] = strings
+    tokens[:, length + 1] = SEP
+    tokens[:, length + 2 :] = strings
+    targets = np.full_like(tokens, IGNORE_INDEX)
+    targets[:, length + 1 : -1] = strings
+    targets[:, -1] = EOS
+    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+
+
+def random_strings(key: np.uint64, ids: Int64Array, length: int, alphabet_size: int) -> Int64Array:
+    """Letters (B, S) of the strings with the given ids; a string depends on its key and id only."""
+    counters = ids[:, None] * _MAX_LENGTH + np.arange(length)
+    return FIRST_LETTER + random_integers(key, counters, alphabet_size)
+
+
+class CopyStream:
+    """Fresh strings for ever; strings with the same `id // group_size` have the same length.
+
+    With the global batch as the group no batch holds padding, whatever the range of lengths. Ids that straddle two
+    groups are padded on the right with EOS and ignored targets.
+    """
+
+    def __init__(self, seed: int, shortest: int, longest: int, alphabet_size: int, group_size: int) -> None:
+        self.seed = seed
+        self.shortest = shortest
+        self.longest = longest
+        self.alphabet_size = alphabet_size
+        self.group_size = group_size
+
+        self._length_key = derive_key("copy/length", seed)
+        self._string_key = derive_key("copy/train", seed)
+
+    def order(self, indices: Int64Array) -> Int64Array:
+        return indices
+
+    def read(self, ids: Int64Array) -> Batch:
+        choices = self.longest - self.shortest + 1
+        lengths = self.shortest + random_integers(self._length_key, ids // self.group_size, choices)
+        width = 2 * int(lengths.max()) + 2
+        batch = {
+            "tokens": torch.full((len(ids), width), EOS),
+            "targets": torch.full((len(ids), width), IGNORE_INDEX),
+        }
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            strings = random_strings(self._string_key, ids[rows], int(length), self.alphabet_size)
+            for name, values in copy_batch(strings).items():
+                batch[name][rows, : values.shape[1]] = values
+        return batch
+
+
+class CopyEvaluation:
+    """The evaluation set of one length: the same strings for every user, run and training seed."""
+
+    def __init__(self, split: str, length: int, alphabet_size: int) -> None:
+        self.key = derive_key("copy", split, length, alphabet_size)
+        self.length = length
+        self.alphabet_size = alphabet_size
+
+    def order(self, indices: Int64Array) -> Int64Array:
+        return indices
+
+    def read(self, ids: Int64Array) -> Batch:
+        return copy_batch(random_strings(self.key, ids, self.length, self.alphabet_size))
+
+    def sha256(self, size: int) -> str:
+        """Hash of the first `size` strings as little-endian int64 token rows, by which results are compared."""
+        tokens = self.read(np.arange(size))["tokens"].numpy()
+        return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
+
+
+class CopyDataModule(StreamDataModule):
+    """Copying random strings, with the official tokens and targets (`BOS s SEP s` -> `s EOS`).
+
+    Args:
+        batch_size: strings per step over all ranks.
+        length: letters per string, or `[shortest, longest]`, from which each batch draws one length.
+        vocab_size: the letters and the three special tokens; the paper's 29 means 26 letters.
+        val_lengths: lengths of the evaluation sets, one loader each; the longest training length by default.
+        val_samples: strings in each evaluation set.
+        batches_per_epoch: steps that the Trainer calls an epoch; the stream itself has no end.
+        num_workers: worker processes; drawing strings is cheap, so none is needed.
+        seed: chooses the training strings. Evaluation strings do not depend on it.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        length: int | list[int] = 16,
+        vocab_size: int = 29,
+        val_lengths: list[int] | None = None,
+        val_samples: int = 256,
+        batches_per_epoch: int = 1000,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        self.save_hyperparameters(logger=False)
+        bounds = [length, length] if isinstance(length, int) else length
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] < _MAX_LENGTH:
+            raise ValueError(f"length must be a number of letters or [shortest, longest], got {length}")
+        if vocab_size <= FIRST_LETTER:
+            raise ValueError(
+                f"vocab_size counts the letters and {FIRST_LETTER} special tokens, so it must be at least "
+                f"{FIRST_LETTER + 1}, got {vocab_size}"
+            )
+        self.shortest, self.longest = bounds
+        self.vocab_size = vocab_size
+        self.val_lengths = [self.longest] if val_lengths is None else val_lengths
+        self.val_samples = val_samples
+        self.seed = seed
+        self._batches_per_epoch = batches_per_epoch
+
+    @property
+    def alphabet_size(self) -> int:
+        return self.vocab_size - FIRST_LETTER
+
+    @property
+    def val_names(self) -> list[str]:
+        return [f"length_{length}" for length in self.val_lengths]
+
+    @property
+    def max_tokens(self) -> int:
+        """Positions of the longest row, training or evaluation."""
+        return 2 * max(self.longest, *self.val_lengths) + 2
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "task": "copy",
+            "seed": self.seed,
+            "lengths": [self.shortest, self.longest],
+            "alphabet_size": self.alphabet_size,
+            # Strings that share their length are those of one batch, so with a range of lengths the size matters.
+            "group_size": self.batch_size if self.shortest < self.longest else 1,
+        }
+
+    def train_samples(self) -> CopyStream:
+        return CopyStream(
+            self.seed, self.shortest, self.longest, self.alphabet_size, self.identity()["group_size"]
+        )
+
+    def batches_per_epoch(self) -> int:
+        return self._batches_per_epoch
+
+    def eval_samples(self, split: str) -> Sequence[tuple[Samples, int]]:
+        return [
+            (CopyEvaluation(split, length, self.alphabet_size), self.val_samples)
+            for length in self.val_lengths
+        ]

@@ -1,0 +1,250 @@
+"""Documents out of .txt, .jsonl(.gz/.zst/.xz), .parquet and WebDataset .tar files, streamed in bounded memory."""
+
+import codecs
+import gzip
+import importlib
+import json
+import lzma
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+# A document longer than one piece is read piece by piece, so that memory does not grow with it.
+PIECE_BYTES = 1 << 20
+# JSON and parquet hand over a document at once; one above this would break the promise on memory.
+MAX_RECORD_BYTES = 1 << 26
+
+_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")
+SUFFIXES = (".txt", *_JSONL, ".parquet", ".tar")
+
+
+class DocumentError(ValueError):
+    """Input that cannot be used; the message names the file and the place in it."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of an input file: bytes of .txt and .jsonl, row groups of .parquet, the whole of other kinds.
+
+    `split` forces the split of its documents; otherwise each document is assigned by its content.
+    """
+
+    path: str
+    start: int = 0
+    stop: int | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """UTF-8 bytes under a name for messages; `pieces` can be called again to read from the beginning."""
+
+    name: str
+    pieces: Callable[[], Iterator[bytes]]
+
+    def check(self) -> str | None:
+        """What is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        read = 0
+        try:
+            for piece in self.pieces():
+                if b"\0" in piece:
+                    return f"a NUL byte at byte {read + piece.index(0)}"
+                decoder.decode(piece)
+                read += len(piece)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            # The decoder counts from the bytes it carried over, at most three before this piece.
+            return f"invalid UTF-8 near byte {read + error.start}: {error.reason}"
+        return None
+
+
+def kind_of(path: str | Path) -> str | None:
+    """The suffix by which a file is read, or None for a file that is no corpus."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def find_files(inputs: Iterable[str | Path]) -> list[Path]:
+    """The corpus files among `inputs`, folders searched recursively, in a stable order.
+
+    Raises:
+        DocumentError: if an input does not exist, is of an unknown kind, or a folder holds no corpus file.
+    """
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = sorted(path for path in given.rglob("*") if path.is_file() and kind_of(path))
+            if not found:
+                raise DocumentError(f"no {', '.join(SUFFIXES)} file in {given}")
+            files += found
+        elif not given.exists():
+            raise DocumentError(f"no such file or folder: {given}")
+        elif kind_of(given) is None:
+            raise DocumentError(f"cannot read {given}: wanted one of {', '.join(SUFFIXES)}")
+        else:
+            files.append(given)
+    return files
+
+
+def optional_module(name: str, needed_for: str) -> ModuleType:
+    """A module of the optional `data` extra.
+
+    Raises:
+        DocumentError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise DocumentError(f"{needed_for} needs {name}: pip install 'causalrn[data]'") from None
+
+
+def cut(path: Path, unit_bytes: int) -> list[Span]:
+    """Spans of about `unit_bytes` that separate processes can read; a .txt file is one document, so one span."""
+    size = path.stat().st_size
+    if kind_of(path) == ".jsonl":
+        return [Span(str(path), start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
+    if kind_of(path) == ".parquet":
+        groups = _parquet_file(str(path)).num_row_groups
+        per_span = max(1, groups * unit_bytes // max(size, 1))
+        return [Span(str(path), g, min(g + per_span, groups)) for g in range(0, groups, per_span)]
+    return [Span(str(path), 0, size)] if size else []
+
+
+def read_documents(span: Span, text_field: str) -> Iterator[Document]:
+    """The documents of a span in order."""
+    kind = kind_of(span.path)
+    try:
+        if kind == ".txt":
+            yield _text_document(span)
+        elif kind in _JSONL:
+            yield from _jsonl_documents(span, text_field)
+        elif kind == ".parquet":
+            yield from _parquet_documents(span, text_field)
+        else:
+            yield from _tar_documents(span, text_field)
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, tarfile.TarError) as error:
+        raise DocumentError(f"cannot read {span.path}: {error}") from None
+
+
+def _text_document(span: Span) -> Document:
+    def pieces() -> Iterator[bytes]:
+        with open(span.path, "rb") as file:
+            file.seek(span.start)
+            left = span.stop - span.start if span.stop is not None else None
+            while piece := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
+                left = None if left is None else left - len(piece)
+                yield piece
+
+    return Document(span.path, pieces)
+
+
+def _open_compressed(path: str) -> IO[bytes] | gzip.GzipFile:
+    if path.endswith(".gz"):
+        return gzip.open(path, "rb")
+    if path.endswith(".xz"):
+        return lzma.open(path, "rb")
+    if path.endswith(".zst"):
+        zstandard = optional_module("zstandard", path)
+        return zstandard.open(path, "rb")
+    return open(path, "rb")
+
+
+def _record_document(name: str, record: Any, text_field: str) -> Document:
+    text = record.get(text_field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise DocumentError(f"{name}: wanted an object with a text under {text_field!r}")
+    # A lone surrogate, which JSON can hold, becomes bytes that the check reports as invalid UTF-8.
+    return _whole(name, text.encode("utf-8", "surrogatepass"))
+
+
+def _whole(name: str, content: bytes) -> Document:
+    return Document(name, lambda: iter((content,)))
+
+
+def _jsonl_documents(span: Span, text_field: str) -> Iterator[Document]:
+    with _open_compressed(span.path) as file:
+        position = span.start
+        if span.start:
+            # A line belongs to the span in which it starts, so the rest of the line before is passed over. The byte
+            # before tells whether there is one.
+            file.seek(span.start - 1)
+            position -= 1
+            while rest := file.readline(PIECE_BYTES):
+                position += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+        while span.stop is None or position < span.stop:
+            line = file.readline(MAX_RECORD_BYTES)
+            if not line:
+                return
+            name = f"{span.path}, line at byte {position}"
+            if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                raise DocumentError(
+                    f"{name}: a JSON line above {MAX_RECORD_BYTES >> 20} MiB; put so long a document in a .txt file"
+                )
+            position += len(line)
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except UnicodeDecodeError:
+                # The check reports where the line is invalid, or it is skipped where the user chose so.
+                yield _whole(name, line)
+                continue
+            except ValueError as error:
+                raise DocumentError(f"{name}: not JSON: {error}") from None
+            yield _record_document(name, record, text_field)
+
+
+def _parquet_file(path: str) -> Any:
+    return optional_module("pyarrow.parquet", path).ParquetFile(path)
+
+
+def _parquet_documents(span: Span, text_field: str) -> Iterator[Document]:
+    file = _parquet_file(span.path)
+    if text_field not in file.schema_arrow.names:
+        raise DocumentError(
+            f"{span.path}: no column {text_field!r}, only {', '.join(file.schema_arrow.names)}"
+        )
+    row = 0
+    # Small batches bound the memory, whatever the size of a row group.
+    for batch in file.iter_batches(
+        batch_size=256, row_groups=list(range(span.start, span.stop or 0)), columns=[text_field]
+    ):
+        for text in batch.column(0).to_pylist():
+            yield _record_document(
+                f"{span.path}, row group {span.start} and row {row}", {text_field: text}, text_field
+            )
+            row += 1
+
+
+def _tar_documents(span: Span, text_field: str) -> Iterator[Document]:
+    with tarfile.open(span.path, "r:") as tar:
+        found = False
+        for member in tar:
+            # Without this, tarfile remembers every header of the archive.
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            name = f"{span.path}, member {member.name}"
+            if member.isfile() and member.name.endswith((".txt", ".text")):
+                found = True
+                yield Document(name, _tar_pieces(span.path, member))
+            elif member.isfile() and member.name.endswith((".json", ".jsonl")):
+                found = True
+                if member.size > MAX_RECORD_BYTES:
+                    raise DocumentError(f"{name}: a JSON member above {MAX_RECORD_BYTES >> 20} MiB")
+                content = b"".join(_tar_pieces(span.path, member)())
+                try:
+                    record = json.loads(content)
+                except ValueError as error:
+                    raise DocumentError(f"{name}: not JSON: {error}") from None
+                yield _record_document(name, record, text_field)
+        if not found:
+            raise DocumentError(f"{span.path}: no .txt or .json member to take text from")
+
+
+def _tar_pieces(path: str, member: tarfile.TarInfo) -> Callable[[], Iterator[bytes]]:
+    return _text_document(Span(path, member.offset_data, member.offset_data + member.size)).pieces

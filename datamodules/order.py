@@ -1,0 +1,101 @@
+"""Counter-based randomness: hashes and permutations that are functions of (seed, epoch, index) and hold no state."""
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64Array = npt.NDArray[np.uint64]
+Int64Array = npt.NDArray[np.int64]
+
+_MASK = (1 << 64) - 1
+# Increment and multipliers of splitmix64 (Steele, Lea, Flood 2014; the variant 13 mixer of Stafford).
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+# Four rounds make a Feistel network pseudorandom for ideal round functions (Luby, Rackoff 1988); the doubled
+# number costs about a microsecond per batch and serves the tiny domains, whose halves have only a few bits.
+_ROUNDS = 8
+
+
+def mix(values: UInt64Array) -> UInt64Array:
+    """The splitmix64 finaliser: a bijection of 64-bit words in which each input bit flips half of the output."""
+    values = values + np.uint64(_GOLDEN)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MIX_1)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MIX_2)
+    return values ^ (values >> np.uint64(31))
+
+
+def derive_key(*parts: int | str) -> np.uint64:
+    """One 64-bit key out of seeds, epochs and names; the same parts give the same key on every machine."""
+    key = 0
+    for part in parts:
+        words = part.encode() if isinstance(part, str) else (part & _MASK).to_bytes(8, "little")
+        for start in range(0, len(words), 8):
+            word = int.from_bytes(words[start : start + 8], "little")
+            key = int(mix(np.array([(key * 3 + word) & _MASK], dtype=np.uint64))[0])
+    return np.uint64(key)
+
+
+def random_integers(key: np.uint64, counters: npt.ArrayLike, upper: int) -> Int64Array:
+    """Integers in [0, upper), one per counter, shape of `counters`; bias below upper / 2**32."""
+    words = mix(np.asarray(counters, dtype=np.uint64) ^ key)
+    return ((words >> np.uint64(32)) * np.uint64(upper) >> np.uint64(32)).astype(np.int64)
+
+
+class Permutation:
+    """A pseudorandom permutation of range(size) in constant memory: a Feistel network with cycle walking.
+
+    The network permutes the smallest power of two that holds `size`; values that fall outside are sent through
+    again until they land inside (Black, Rogaway 2002), fewer than two passes on average.
+
+    Raises:
+        ValueError: if `size` is not in [1, 2**62].
+    """
+
+    def __init__(self, size: int, *key: int | str) -> None:
+        if not 1 <= size <= 1 << 62:
+            raise ValueError(f"a permutation needs a size in [1, 2**62], got {size}")
+        self.size = size
+        bits = max((size - 1).bit_length(), 2)
+        self._right_bits = bits // 2
+        self._left_bits = bits - self._right_bits
+        self._keys = [derive_key(*key, round_) for round_ in range(_ROUNDS)]
+
+    def __call__(self, indices: npt.ArrayLike) -> Int64Array:
+        """The images of `indices`, each in [0, size); shape of `indices`."""
+        values = self._network(np.asarray(indices).astype(np.uint64))
+        outside = np.flatnonzero(values >= self.size)
+        while outside.size:
+            values[outside] = self._network(values[outside])
+            outside = outside[values[outside] >= self.size]
+        return values.astype(np.int64)
+
+    def _network(self, values: UInt64Array) -> UInt64Array:
+        # The halves swap their widths every round, so that an odd number of bits needs no padding bit.
+        left_bits, right_bits = self._left_bits, self._right_bits
+        for key in self._keys:
+            left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
+            left = (left ^ mix(right ^ key)) & np.uint64((1 << left_bits) - 1)
+            values = (right << np.uint64(left_bits)) | left
+            left_bits, right_bits = right_bits, left_bits
+        return values
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_permutation(size: int, seed: int, epoch: int) -> Permutation:
+    return Permutation(size, "epoch", seed, epoch)
+
+
+def shuffled(size: int, seed: int, indices: Int64Array) -> Int64Array:
+    """Samples at the global `indices` of an endless stream that visits range(size) once per epoch.
+
+    Index i lies in epoch i // size; each epoch has a permutation of its own. The result depends on nothing but
+    the arguments, so any rank or worker computes any part of the order.
+    """
+    epochs, offsets = np.divmod(indices, size)
+    samples = np.empty_like(offsets)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        samples[chosen] = _epoch_permutation(size, seed, int(epoch))(offsets[chosen])
+    return samples

@@ -1,0 +1,275 @@
+"""Token shards: plain WebDataset tar files and the manifest that says where every token lies and how to check it."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.order import Int64Array
+
+MANIFEST = "manifest.json"
+FORMAT = "causalrn-token-shards"
+VERSION = 1
+
+# Tokens of one tar member. A member is the unit of checksums: small enough that checking it on first touch costs
+# little more than reading it, large enough that 10 GB need only 160,000 entries in the manifest.
+MEMBER_TOKENS = 1 << 16
+
+_TAR_BLOCK = 512
+
+
+class ShardError(ValueError):
+    """A shard or a manifest that is missing, damaged or of another corpus; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: `offsets` are where the members' tokens start, in bytes; all but the last member are full."""
+
+    name: str
+    tokens: int
+    size_bytes: int
+    sha256: str
+    offsets: list[int]
+    crc32: list[int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split in order; `text_bytes` counts the UTF-8 bytes that the tokens stand for."""
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    shards: list[Shard]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds."""
+
+    tokenizer: dict[str, Any]
+    vocab_size: int
+    dtype: str
+    member_tokens: int
+    splits: dict[str, Split]
+    source: dict[str, Any]
+    skipped_documents: int = 0
+    empty_documents: int = 0
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
+        write_atomically(folder / MANIFEST, text.encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Manifest":
+        path = Path(folder) / MANIFEST
+        try:
+            values = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ShardError(
+                f"no {MANIFEST} in {folder}: prepare shards with "
+                f"`python -m datamodules.prepare text --input FILES --output {folder}`"
+            ) from None
+        except ValueError as error:
+            raise ShardError(f"{path} is not valid JSON: {error}") from None
+        found = (
+            (values.pop("format", None), values.pop("version", None)) if isinstance(values, dict) else values
+        )
+        if found != (FORMAT, VERSION):
+            raise ShardError(f"{path} is not a manifest of {FORMAT} version {VERSION}: got {found}")
+        splits = {
+            name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
+            for name, split in values.pop("splits").items()
+        }
+        return cls(splits=splits, **values)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every token and of the tokenizer: equal for equal data wherever it lies."""
+        digest = hashlib.sha256(json.dumps(self.tokenizer, sort_keys=True).encode())
+        for name, split in sorted(self.splits.items()):
+            digest.update(name.encode())
+            for shard in split.shards:
+                digest.update(shard.sha256.encode())
+        return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the whole new one, also after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class ShardWriter:
+    """Writes tokens into one tar file of .npy members under a temporary name; `close` renames it.
+
+    Raises:
+        ShardError: where the system refuses the write, as on a full disk; the temporary file is removed.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path = path
+        self.temporary = path.with_name(path.name + ".tmp")
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.tokens = 0
+        self._offsets: list[int] = []
+        self._crc32: list[int] = []
+        self._sha256 = hashlib.sha256()
+        self._size_bytes = 0
+        with self._naming_the_shard():
+            self._file = self.temporary.open("wb")
+
+    def write_member(self, tokens: npt.NDArray[Any]) -> None:
+        """Appends one member; only the last may hold fewer than MEMBER_TOKENS tokens."""
+        data = np.ascontiguousarray(tokens, dtype=self.dtype).data.cast("B")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header,
+            {"descr": self.dtype.str, "fortran_order": False, "shape": (len(tokens),)},
+        )
+        info = tarfile.TarInfo(f"{self.path.stem}-{len(self._offsets):06d}.npy")
+        info.size = len(header.getvalue()) + len(data)
+        prefix = info.tobuf(tarfile.USTAR_FORMAT) + header.getvalue()
+        self._offsets.append(self._size_bytes + len(prefix))
+        self._crc32.append(zlib.crc32(data))
+        self.tokens += len(tokens)
+        self._write(prefix)
+        self._write(data)
+        self._write(bytes(-info.size % _TAR_BLOCK))
+
+    def close(self) -> Shard:
+        self._write(bytes(2 * _TAR_BLOCK))
+        with self._naming_the_shard():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self.temporary, self.path)
+        return Shard(
+            name=self.path.name,
+            tokens=self.tokens,
+            size_bytes=self._size_bytes,
+            sha256=self._sha256.hexdigest(),
+            offsets=self._offsets,
+            crc32=self._crc32,
+        )
+
+    def discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)
+        # Closing flushes, which fails again where the disk is full; the descriptor is released all the same.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        with self._naming_the_shard():
+            self._file.write(data)
+        self._sha256.update(data)
+        self._size_bytes += len(data)
+
+    @contextlib.contextmanager
+    def _naming_the_shard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if hasattr(self, "_file"):
+                self.discard()
+            raise ShardError(f"cannot write shard {self.path}: {error.strerror}") from None
+
+
+class TokenReader:
+    """Random access to the tokens of one split by their number in the stream of all its shards.
+
+    Reads by position (pread) rather than through a memory map, so that a file cut short while it is in use gives an
+    error instead of killing the process. A member's checksum is compared when the process first touches it.
+    Survives being sent to a worker process: open files stay behind.
+    """
+
+    # Below the usual limit of 1024 open files per process.
+    _MAX_OPEN = 256
+
+    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
+        self.folder = Path(folder)
+        self.shards = manifest.splits[split].shards
+        self.dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self.member_tokens = manifest.member_tokens
+        self.ends: Int64Array = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+        self.tokens = int(self.ends[-1]) if self.shards else 0
+        self._files: dict[int, int] = {}
+        self._checked = [np.zeros(len(shard.offsets), dtype=bool) for shard in self.shards]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    def read_into(self, out: npt.NDArray[Any], start: int) -> None:
+        """Fills `out` (N,), of the shards' dtype, with tokens `start` to `start + N`.
+
+        Raises:
+            ShardError: if a shard is missing, shorter than the manifest says, or damaged.
+        """
+        filled = 0
+        shard_index = int(np.searchsorted(self.ends, start, side="right"))
+        while filled < len(out):
+            shard = self.shards[shard_index]
+            first = start + filled - (int(self.ends[shard_index]) - shard.tokens)
+            member, within = divmod(first, self.member_tokens)
+            size = min(len(out) - filled, self.member_tokens - within, shard.tokens - first)
+            if not self._checked[shard_index][member]:
+                self._check(shard_index, member)
+            offset = shard.offsets[member] + within * self.dtype.itemsize
+            self._pread(shard_index, out[filled : filled + size], offset)
+            filled += size
+            if first + size == shard.tokens:
+                shard_index += 1
+
+    def _check(self, shard_index: int, member: int) -> None:
+        shard = self.shards[shard_index]
+        size = min(self.member_tokens, shard.tokens - member * self.member_tokens)
+        data = np.empty(size, dtype=self.dtype)
+        self._pread(shard_index, data, shard.offsets[member])
+        if zlib.crc32(data.data) != shard.crc32[member]:
+            raise ShardError(
+                f"shard {self.folder / shard.name} is damaged: member {member} at byte {shard.offsets[member]} "
+                f"does not have the checksum that {MANIFEST} lists"
+            )
+        self._checked[shard_index][member] = True
+
+    def _pread(self, shard_index: int, out: npt.NDArray[Any], offset: int) -> None:
+        file = self._files.get(shard_index)
+        if file is None:
+            file = self._open(shard_index)
+        if os.preadv(file, [out.data], offset) != out.nbytes:
+            shard = self.shards[shard_index]
+            raise ShardError(
+                f"shard {self.folder / shard.name} is truncated: it ends before byte {offset + out.nbytes}, and "
+                f"{MANIFEST} lists {shard.size_bytes} bytes"
+            )
+
+    def _open(self, shard_index: int) -> int:
+        if len(self._files) == self._MAX_OPEN:
+            oldest = next(iter(self._files))
+            os.close(self._files.pop(oldest))
+        path = self.folder / self.shards[shard_index].name
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"cannot read shard {path}: {error.strerror}") from None
+        self._files[shard_index] = file
+        return file

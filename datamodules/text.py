@@ -1,0 +1,148 @@
+"""Language modelling on token shards, read in an order that resumes exactly on any number of ranks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from datamodules.base import StreamDataModule
+from datamodules.order import Int64Array, shuffled
+from datamodules.preparation import prepare
+from datamodules.presets import state_of_the_union
+from datamodules.shards import MANIFEST, Manifest, ShardError, TokenReader
+from datamodules.stream import Batch, Samples
+from datamodules.tokenizers import Tokenizer, from_description
+
+
+class TextBlocks:
+    """Blocks of `context_length` tokens and the token after each: block i starts at token i * context_length.
+
+    Documents follow one another, each ended by the end-of-document token, and blocks cut through them, so a block
+    attends across documents. Every token but the first is predicted exactly once per epoch.
+    """
+
+    def __init__(self, reader: TokenReader, context_length: int, seed: int | None) -> None:
+        self.reader = reader
+        self.context_length = context_length
+        self.seed = seed
+        self.size = max(reader.tokens - 1, 0) // context_length
+
+    def order(self, indices: Int64Array) -> Int64Array:
+        return indices if self.seed is None else shuffled(self.size, self.seed, indices)
+
+    def read(self, ids: Int64Array) -> Batch:
+        rows = np.empty((len(ids), self.context_length + 1), dtype=self.reader.dtype)
+        for row, block in zip(rows, ids.tolist(), strict=True):
+            self.reader.read_into(row, block * self.context_length)
+        return {
+            "tokens": torch.from_numpy(rows[:, :-1].astype(np.int64)),
+            "targets": torch.from_numpy(rows[:, 1:].astype(np.int64)),
+        }
+
+
+class TextDataModule(StreamDataModule):
+    """Blocks of text from a folder of shards.
+
+    Args:
+        shards_dir: folder that `python -m datamodules.prepare` wrote.
+        context_length: tokens per block.
+        batch_size: blocks per step over all ranks.
+        num_workers: worker processes per rank; the order of blocks does not depend on it.
+        seed: chooses the order of the training blocks.
+        vocab_size: what the model is built for; must be that of the shards' tokenizer (bytes: 256).
+        on_bad_shard: "raise", or "skip" to replace blocks that cannot be read by ignored ones, and count them.
+        corpus: a corpus that ships with the package, prepared into `shards_dir` if nothing is there.
+    """
+
+    def __init__(
+        self,
+        shards_dir: str,
+        context_length: int = 256,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+        vocab_size: int = 256,
+        on_bad_shard: Literal["raise", "skip"] = "raise",
+        corpus: Literal["state_of_the_union"] | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        self.save_hyperparameters(logger=False)
+        if context_length < 1:
+            raise ValueError(f"context_length must be at least 1, got {context_length}")
+        self.shards_dir = shards_dir
+        self.context_length = context_length
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.on_bad_shard = on_bad_shard
+        self.corpus = corpus
+        self._manifest: Manifest | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the shards, checked against `vocab_size`."""
+        if self._manifest is None:
+            manifest = Manifest.load(self.shards_dir)
+            if manifest.vocab_size != self.vocab_size:
+                raise ShardError(
+                    f"{self.shards_dir}/{MANIFEST}: the tokenizer ({manifest.tokenizer['kind']}) has "
+                    f"{manifest.vocab_size} tokens, and vocab_size is {self.vocab_size}"
+                )
+            self._manifest = manifest
+        return self._manifest
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return from_description(self.manifest.tokenizer)
+
+    @property
+    def max_tokens(self) -> int:
+        """Positions of a row."""
+        return self.context_length
+
+    @property
+    def val_names(self) -> list[str]:
+        return ["text"]
+
+    def prepare_data(self) -> None:
+        if self.corpus is not None and not (Path(self.shards_dir) / MANIFEST).exists():
+            prepare(state_of_the_union(), self.shards_dir)
+
+    def setup(self, stage: str) -> None:
+        # Read here, so that what is wrong with the folder is said before anything is built.
+        _ = self.manifest
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "task": "text",
+            "seed": self.seed,
+            "context_length": self.context_length,
+            "tokenizer": self.manifest.tokenizer,
+            "shards": self.manifest.fingerprint,
+        }
+
+    def train_samples(self) -> TextBlocks:
+        return self._blocks("train", self.seed)
+
+    def batches_per_epoch(self) -> int:
+        blocks = self.train_samples().size
+        if blocks < self.batch_size:
+            raise ShardError(
+                f"{self.shards_dir}: the train split has {blocks} blocks of {self.context_length} tokens, fewer than "
+                f"the batch_size of {self.batch_size}"
+            )
+        return blocks // self.batch_size
+
+    def eval_samples(self, split: str) -> Sequence[tuple[Samples, int]]:
+        blocks = self._blocks(split, None)
+        return [(blocks, blocks.size)]
+
+    def _blocks(self, split: str, seed: int | None) -> TextBlocks:
+        blocks = TextBlocks(TokenReader(self.shards_dir, self.manifest, split), self.context_length, seed)
+        if not blocks.size:
+            raise ShardError(
+                f"{self.shards_dir}: the {split} split has {blocks.reader.tokens} tokens, too few for one block of "
+                f"{self.context_length}"
+            )
+        return blocks
