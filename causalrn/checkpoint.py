@@ -23,7 +23,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from error
@@ -58,6 +58,25 @@ def network_from(checkpoint: dict[str, Any], path: str | Path) -> LanguageModel:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint {path}: weights do not fit its network: {reason}") from error
     return network.eval()
+
+
+def check_same_network(path: str | Path, network: LanguageModel) -> None:
+    """Raises a ValueError that names the settings in which a checkpoint's network differs from this one."""
+    there, here = (flatten(d) for d in (read_checkpoint(path)["network"], describe(network)))
+    if different := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
+        values = "; ".join(f"{key} was {there.get(key)!r} and is {here.get(key)!r}" for key in different)
+        raise ValueError(f"checkpoint {path} is of another model: {values}")
+
+
+def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a description by their dotted names."""
+    flat = {f"{prefix}class": description["class_path"].rpartition(".")[2]}
+    for name, value in description["init_args"].items():
+        if isinstance(value, dict) and "class_path" in value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def save_network(network: LanguageModel, path: str | Path) -> None:

@@ -1,7 +1,9 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
+import itertools
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -38,7 +40,8 @@ class CausalRNCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        arguments = sys.argv[1:] if args is None else args
+        arguments = resume_arguments(sys.argv[1:] if args is None else args)
+        check_syntax(arguments)
         quiet_libraries()
         super().__init__(
             model_class=LanguageModelModule,
@@ -49,10 +52,13 @@ class CausalRNCLI(LightningCLI):
             # A resumed run finds its own config there.
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1,
+            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
             run=False,
             auto_configure_optimizers=False,
+            # A checkpoint describes its network itself, see causalrn.checkpoint.
+            load_from_checkpoint_support=False,
             parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
-            args=resume_arguments(arguments),
+            args=arguments,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -86,7 +92,7 @@ class CausalRNCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         extra = [RunFolder(self.run_dir, config), FiniteLoss(), progress_bar()]
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-            extra.append(ModelCheckpoint(save_last=True, enable_version_counter=False))
+            extra.append(ModelCheckpoint(save_last="link", enable_version_counter=False))
         kwargs["callbacks"] = [*callbacks, *extra]
         return super().instantiate_trainer(**kwargs)
 
@@ -105,6 +111,16 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             raise FileNotFoundError(f"--resume {target}: no {config}; want a run folder made by causalrn.fit")
         return ["--config", str(config), *arguments]
     return arguments
+
+
+def check_syntax(arguments: list[str]) -> None:
+    """Raises a ValueError that names the --config file which is no YAML: the parser's own report does not."""
+    for flag, path in itertools.pairwise(arguments):
+        if flag in ("-c", "--config") and Path(path).is_file():
+            try:
+                yaml.safe_load(Path(path).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"config {path} is no YAML: {error}") from error
 
 
 def find_checkpoint(target: str) -> Path:
@@ -154,8 +170,16 @@ def quiet_libraries() -> None:
     """Leaves the terminal to the run's own lines."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Lightning's own use of jsonargparse.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Strings are made, and blocks are mapped, faster than a worker process could hand them over.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Lightning's own use of torch.
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    # A resumed run continues in its own folder.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    # --resume puts an argument before those of the command line.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
 
 
 @contextmanager
@@ -166,9 +190,16 @@ def one_line_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if os.environ.get("CAUSALRN_TRACEBACK"):
             traceback.print_exc()
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def one_line(message: str) -> str:
+    """The message on one line; of a parser's report only the part that says what is wrong where."""
+    message = " ".join(message.split())
+    *_, message = message.rpartition("Errors: - ")
+    message, *_ = message.partition(" - Expected a ")
+    return re.sub(r"Problem with given class_path '([\w.]+\.)?(\w+)': ", r"\2: ", message)
 
 
 def run_command(main: Callable[[], None]) -> None:

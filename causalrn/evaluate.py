@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lengths", type=parse_lengths, help="string lengths, as 16,32,64 (copying)")
     parser.add_argument("--data", type=Path, metavar="CONFIG", help="take the data section of this config")
-    parser.add_argument("--val-size", type=int, help="strings per length (copying)")
+    parser.add_argument("--val-samples", type=int, help="strings per length (copying)")
     parser.add_argument("--batch-size", type=int, help="sequences per step")
     parser.add_argument("--output", type=Path, help="JSON file of results; by default beside the checkpoint")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: auto)")
@@ -86,7 +86,7 @@ def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict
     data = dict(config["data"])
     overrides = {
         "val_lengths": options.lengths,
-        "val_size": options.val_size,
+        "val_samples": options.val_samples,
         "batch_size": options.batch_size,
     }
     given = {name: value for name, value in overrides.items() if value is not None}

@@ -5,6 +5,7 @@ import time
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from causalrn.callbacks.run_folder import draw_curves, write_json
+from causalrn.checkpoint import check_same_network
 from causalrn.cli import CausalRNCLI, run_command
 from causalrn.tables import print_results
 
@@ -12,6 +13,8 @@ from causalrn.tables import print_results
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     cli = CausalRNCLI(args)
+    if cli.checkpoint is not None and cli.checkpoint.is_file():
+        check_same_network(cli.checkpoint, cli.model.network)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
     cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     finish(cli, start)

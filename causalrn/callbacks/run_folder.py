@@ -34,6 +34,8 @@ class RunFolder(L.Callback):
         if stage == "fit":
             self.run_dir.mkdir(parents=True, exist_ok=True)
             write_json(self.run_dir / "environment.json", environment())
+            parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+            print(f"{parameters:,} parameters; run folder {self.run_dir}", flush=True)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

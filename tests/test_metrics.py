@@ -1,0 +1,76 @@
+"""The metrics against values worked out by hand, and exact over uneven batches."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from causalrn.metrics import (
+    EOS,
+    IGNORE_INDEX,
+    BitsPerByte,
+    CharacterAccuracy,
+    CopyAccuracy,
+    ExactMatch,
+    MeanLoss,
+)
+
+# Three letters and EOS after two ignored positions.
+TARGETS = torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 5, 6, 7, EOS]])
+
+
+def predict(*answer: int) -> Tensor:
+    return torch.tensor([[9, 9, *answer]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "copy", "exact", "characters"),
+    [
+        ((5, 6, 7, EOS), 1.0, 1.0, 1.0),
+        ((5, 8, 7, EOS), 2 / 3, 0.0, 2 / 3),
+        # No EOS at the end, and one that comes too early: the paper counts the string 0.
+        ((5, 6, 7, 8), 0.0, 0.0, 1.0),
+        ((5, EOS, 7, EOS), 0.0, 0.0, 2 / 3),
+    ],
+)
+def test_one_string(answer: tuple[int, ...], copy: float, exact: float, characters: float) -> None:
+    for metric, expected in (
+        (CopyAccuracy(), copy),
+        (ExactMatch(), exact),
+        (CharacterAccuracy(), characters),
+    ):
+        metric.update(predict(*answer), TARGETS)
+        assert metric.compute().item() == pytest.approx(expected)
+
+
+def test_padding_after_the_answer_counts_nothing() -> None:
+    padded = torch.cat([TARGETS, torch.full((1, 2), IGNORE_INDEX)], 1)
+    predictions = torch.cat([predict(5, 6, 7, EOS), torch.tensor([[EOS, 4]])], 1)
+    for metric in (CopyAccuracy(), ExactMatch(), CharacterAccuracy()):
+        metric.update(predictions, padded)
+        assert metric.compute().item() == 1.0
+
+
+def test_uneven_batches_weigh_by_their_size() -> None:
+    metric = ExactMatch()
+    right, wrong = predict(5, 6, 7, EOS), predict(5, 6, 8, EOS)
+    metric.update(right.repeat(3, 1), TARGETS.repeat(3, 1))
+    metric.update(wrong, TARGETS)
+    assert metric.compute().item() == 0.75
+
+
+def test_losses_are_ratios_of_sums() -> None:
+    loss, bits = MeanLoss(), BitsPerByte()
+    for nats, tokens in ((6.0, 3), (1.0, 1)):
+        loss.update(torch.tensor(nats), tokens)
+        bits.update(torch.tensor(nats), torch.tensor(2 * tokens))
+    assert loss.compute().item() == pytest.approx(7 / 4)
+    assert bits.compute().item() == pytest.approx(7 / math.log(2) / 8)
+
+
+def test_counts_stay_exact_beyond_float32() -> None:
+    metric = MeanLoss()
+    metric.update(torch.tensor(0.0), 2**24)
+    metric.update(torch.tensor(1.0), 1)
+    assert metric.count.item() == 2**24 + 1
