@@ -1,0 +1,24 @@
+"""Shared fixtures: small folders of shards made by the real preparation."""
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.packing import PackSettings
+from datamodules.preparation import plan_files, prepare
+from datamodules.tokenizers import ByteTokenizer
+
+NUMBERED_BLOCKS = 26
+BLOCK_TOKENS = 8
+
+
+@pytest.fixture(scope="session")
+def numbered_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards whose block of 8 tokens number i, in training and validation, reads `0000000i`."""
+    folder = tmp_path_factory.mktemp("numbered")
+    blocks = b"".join(b"%08d" % number for number in range(NUMBERED_BLOCKS))
+    (folder / "corpus.txt").write_bytes(blocks + b"\n" + b"00000000" * 32)
+    fraction = 257 / ((NUMBERED_BLOCKS + 32) * BLOCK_TOKENS + 1)
+    settings = PackSettings(ByteTokenizer().describe(), val_fraction=fraction, test_fraction=0.0)
+    prepare(plan_files([folder / "corpus.txt"], settings, "position"), folder / "shards")
+    return folder / "shards"

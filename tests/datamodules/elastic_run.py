@@ -1,0 +1,72 @@
+"""One segment of a training run on some number of ranks, recording the samples that each step was given.
+
+Run as `python elastic_run.py SETTINGS_JSON`; every rank writes `{record}-{rank}.jsonl`, one line per micro-step.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.text import TextDataModule
+
+# Each block of the test corpus is the decimal number of the block.
+BLOCK_TOKENS = 8
+
+
+class Recorder(lightning.LightningModule):
+    """Learns nothing worth having and writes down the numbers of the blocks it saw."""
+
+    def __init__(self, record: str | None) -> None:
+        super().__init__()
+        self.record = record
+        self.weight = torch.nn.Parameter(torch.zeros(256))
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        ids = [int(bytes(row.tolist())) for row in batch["tokens"]]
+        if self.record is not None:
+            with Path(f"{self.record}-{self.global_rank}.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.global_step, "ids": ids}) + "\n")
+        return self.weight[batch["tokens"]].square().mean()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> None:
+        self.log("val/rows", float(len(batch["tokens"])), sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(settings: dict[str, Any]) -> None:
+    ranks = settings["ranks"]
+    data = TextDataModule(
+        settings["shards"], BLOCK_TOKENS, batch_size=settings["batch_size"], num_workers=settings["workers"], seed=7
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp_fork" if ranks > 1 else "auto",
+        max_steps=settings["max_steps"],
+        max_epochs=-1,
+        accumulate_grad_batches=settings["accumulate"],
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=settings.get("check_val_every_n_epoch", 1),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        # Saves from within the step, as a callback that answers a signal would.
+        callbacks=[
+            ModelCheckpoint(settings["checkpoints"], every_n_train_steps=1, filename="{step}", save_top_k=-1)
+        ],
+    )
+    trainer.fit(Recorder(settings["record"]), datamodule=data, ckpt_path=settings.get("resume"))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    run(json.loads(sys.argv[1]))
