@@ -97,6 +97,11 @@ class TextDataModule(StreamDataModule):
         return from_description(self.manifest.tokenizer)
 
     @property
+    def token_bytes(self) -> torch.Tensor:
+        """Bytes of text that each token stands for, int64 (V,): what bits per byte are counted by."""
+        return torch.from_numpy(self.tokenizer.token_bytes())
+
+    @property
     def max_tokens(self) -> int:
         """Positions of a row."""
         return self.context_length

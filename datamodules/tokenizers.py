@@ -24,6 +24,10 @@ class Tokenizer(Protocol):
         """Tokens of one document whose UTF-8 bytes arrive in pieces, cut anywhere."""
         ...
 
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """Bytes of text that each token stands for, (V,); a token that ends a document stands for one."""
+        ...
+
     def encode(self, text: str) -> Tokens: ...
 
     def decode(self, ids: npt.ArrayLike) -> str: ...
@@ -45,6 +49,9 @@ class ByteTokenizer:
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[Tokens]:
         for piece in pieces:
             yield np.frombuffer(piece, dtype=np.uint8)
+
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        return np.ones(self.vocab_size, dtype=np.int64)
 
     def encode(self, text: str) -> Tokens:
         return np.frombuffer(text.encode(), dtype=np.uint8)
