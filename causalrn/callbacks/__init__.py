@@ -1,7 +1,8 @@
-"""Lightning callbacks: progress, the run folder, checks on the loss."""
+"""Lightning callbacks: progress, the run folder, checks on the loss, samples of text."""
 
 from causalrn.callbacks.finite_loss import FiniteLoss
 from causalrn.callbacks.progress import PlainProgress, progress_bar
 from causalrn.callbacks.run_folder import RunFolder
+from causalrn.callbacks.sample_text import SampleText
 
-__all__ = ["FiniteLoss", "PlainProgress", "RunFolder", "progress_bar"]
+__all__ = ["FiniteLoss", "PlainProgress", "RunFolder", "SampleText", "progress_bar"]

@@ -1,0 +1,55 @@
+"""Shows what a text model writes: a sample of generated text at the end of a run."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from causalrn.decoding import generate
+
+
+class SampleText(L.Callback):
+    """Prints text generated after the closing validation, and keeps it in sample.txt of the run folder.
+
+    Args:
+        prompt: text to continue.
+        n_tokens: number of tokens to generate.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: draws among the k most likely tokens only.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        prompt: str,
+        n_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = 40,
+        seed: int = 0,
+    ) -> None:
+        self.prompt = prompt
+        self.n_tokens = n_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.seed = seed
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "validate":
+            return
+        tokenizer = trainer.datamodule.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        prompt = torch.as_tensor(tokenizer.encode(self.prompt).astype("int64"), device=pl_module.device)[None]
+        # The state of a generation would otherwise depend on what was drawn before.
+        generator = torch.Generator(pl_module.device).manual_seed(self.seed)
+        tokens = generate(
+            pl_module.network,  # pyright: ignore[reportArgumentType]
+            prompt,
+            self.n_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            generator=generator,
+        )
+        text = self.prompt + tokenizer.decode(tokens[0].cpu().numpy())
+        Path(trainer.default_root_dir, "sample.txt").write_text(text + "\n")
+        print(f"\n{text}\n", flush=True)
