@@ -17,9 +17,10 @@ FLAGS = [
     "-fvisibility=hidden",
     "-fno-exceptions",
     "-ffp-contract=fast",
+    "-fno-math-errno",
     "-Wall",
 ]
-LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
+LINK_FLAGS = ["-lm", "-Wl,-z,defs"] if sys.platform == "linux" else []
 # Apple's compiler has no OpenMP of its own; the kernels then run on one thread.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 INSTRUCTION_SETS = {"plain": []}

@@ -50,7 +50,8 @@ typedef int32_t ivec __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t hvec __attribute__((vector_size(2 * kWidth)));
 typedef uint32_t uvec __attribute__((vector_size(4 * kWidth)));
 
-CAUSALRN_INLINE vec broadcast(float x) { return vec{} + x; }
+// Subtracting 0 leaves every float as it is, and so compiles to nothing but the broadcast.
+CAUSALRN_INLINE vec broadcast(float x) { return x - vec{}; }
 
 // Aligned accesses to scratch memory, unaligned ones to the user's.
 CAUSALRN_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
@@ -71,12 +72,34 @@ CAUSALRN_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 CAUSALRN_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 CAUSALRN_INLINE float sum(vec x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)x);
-#else
     float total = 0;
+#if defined(__AVX512F__)
+    total = _mm512_reduce_add_ps((__m512)x);
+#else
     for (int lane = 0; lane < kWidth; ++lane) total += x[lane];
+#endif
     return total;
+}
+
+// sums[n] = sum(x[n]) for four vectors at once.
+CAUSALRN_INLINE void sum_four(const vec* x, float* sums) {
+#if defined(__AVX512F__)
+    __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+    __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    // Each 128-bit lane holds one part of the four sums.
+    __m512 parts = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(parts),
+                                _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(parts), 1)));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX2__)
+    __m256 a = (__m256)x[0], b = (__m256)x[1], c = (__m256)x[2], d = (__m256)x[3];
+    __m256d ab = _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
+    __m256d cd = _mm256_castps_pd(_mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)));
+    __m256 parts = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)), _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(parts), _mm256_extractf128_ps(parts, 1)));
+#else
+    for (int n = 0; n < 4; ++n) sums[n] = sum(x[n]);
 #endif
 }
 
