@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from causalrn.callbacks import FiniteLoss, RunFolder, progress_bar
 from causalrn.lit_module import LanguageModelModule
@@ -68,14 +68,14 @@ class CausalRNCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        self.checkpoint = find_checkpoint(self.config.resume) if self.config.resume else None
+        self.checkpoint = find_checkpoint(self.config["resume"]) if self.config["resume"] else None
         self.run_dir = choose_run_dir(self.config, self.checkpoint)
         os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
-        self.config.run_dir = str(self.run_dir)
+        self.config["run_dir"] = str(self.run_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        loggers = self.config_init.trainer.logger
+        loggers = self.config_init["trainer"]["logger"]
         kwargs["logger"] = [
             MetricsCSV(str(self.run_dir)),
             TensorBoardLogger(str(self.run_dir), name="", version=""),
@@ -88,7 +88,7 @@ class CausalRNCLI(LightningCLI):
             ),
         ]
         kwargs["default_root_dir"] = str(self.run_dir)
-        callbacks = self.config_init.trainer.callbacks or []
+        callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         extra = [RunFolder(self.run_dir, config), FiniteLoss(), progress_bar()]
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):

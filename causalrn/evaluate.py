@@ -96,7 +96,7 @@ def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict
 def make_data(config: dict[str, Any]) -> L.LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": config})).data
+    return parser.instantiate_classes(parser.parse_object({"data": config}))["data"]
 
 
 def default_output(checkpoint: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import time
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.callbacks.run_folder import draw_curves, write_json
 from causalrn.checkpoint import check_same_network

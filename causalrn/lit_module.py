@@ -3,12 +3,13 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -62,11 +63,13 @@ class LanguageModelModule(L.LightningModule):
         """The metrics of one validation set besides the loss, by the last part of their logged name."""
 
     @abstractmethod
-    def update_metrics(self, metrics: nn.ModuleDict, logits: Tensor, nats: Tensor, targets: Tensor) -> None:
+    def update_metrics(
+        self, metrics: dict[str, Metric], logits: Tensor, nats: Tensor, targets: Tensor
+    ) -> None:
         """Adds one batch to the metrics of its validation set."""
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data = attached_data(self)
         if data is not None and data.vocab_size != self.network.vocab_size:
             raise ValueError(
                 f"vocab_size of the model and of the data differ: got {self.network.vocab_size} (model) and "
@@ -93,18 +96,22 @@ class LanguageModelModule(L.LightningModule):
         nats = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
-        metrics = self.val_metrics[dataloader_idx]
+        metrics = self.metrics_of(dataloader_idx)
         metrics["loss"].update(nats, (targets != IGNORE_INDEX).sum())
         self.update_metrics(metrics, logits, nats, targets)
 
     def on_validation_epoch_end(self) -> None:
-        for prefix, metrics in zip(self.val_prefixes, self.val_metrics, strict=True):
-            for name, metric in metrics.items():
-                # The value is reduced over ranks already, so that no further synchronisation is due.
-                self.log(prefix.format(name), metric.compute(), prog_bar=name != "loss", rank_zero_only=True)
+        for index, prefix in enumerate(self.val_prefixes):
+            for name, metric in self.metrics_of(index).items():
+                # Every rank holds the same value already; sync_dist says so to Lightning.
+                self.log(prefix.format(name), metric.compute(), prog_bar=name != "loss", sync_dist=True)
                 metric.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def metrics_of(self, dataloader_idx: int) -> dict[str, Metric]:
+        """The metrics of one validation set."""
+        return cast(dict[str, Metric], dict(cast(nn.ModuleDict, self.val_metrics[dataloader_idx]).items()))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         # The fused step is the fastest on CPU and on CUDA alike.
         optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -164,7 +171,9 @@ class CopyModule(LanguageModelModule):
             "character_accuracy": CharacterAccuracy(),
         }
 
-    def update_metrics(self, metrics: nn.ModuleDict, logits: Tensor, nats: Tensor, targets: Tensor) -> None:
+    def update_metrics(
+        self, metrics: dict[str, Metric], logits: Tensor, nats: Tensor, targets: Tensor
+    ) -> None:
         predictions = logits.argmax(-1)
         for name in ("copy_accuracy", "exact_match", "character_accuracy"):
             metrics[name].update(predictions, targets)
@@ -176,11 +185,18 @@ class TextModule(LanguageModelModule):
     def make_metrics(self) -> dict[str, Metric]:
         return {"bits_per_byte": BitsPerByte()}
 
-    def update_metrics(self, metrics: nn.ModuleDict, logits: Tensor, nats: Tensor, targets: Tensor) -> None:
+    def update_metrics(
+        self, metrics: dict[str, Metric], logits: Tensor, nats: Tensor, targets: Tensor
+    ) -> None:
         metrics["bits_per_byte"].update(nats, self.count_bytes(targets))
 
     def count_bytes(self, targets: Int[Tensor, "B T"]) -> Tensor:
         """Bytes of text that the targets stand for."""
         targets = targets[targets != IGNORE_INDEX]
-        token_bytes = self.trainer.datamodule.token_bytes
+        token_bytes = attached_data(self).token_bytes
         return token_bytes.to(targets.device)[targets].sum()
+
+
+def attached_data(module: L.LightningModule) -> Any:
+    """The DataModule that the Trainer runs with, or None where loaders were passed instead."""
+    return getattr(module.trainer, "datamodule", None)

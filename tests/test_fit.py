@@ -79,8 +79,8 @@ def test_a_run_leaves_what_is_needed_to_understand_it(
     printed = capsys.readouterr().out
     for word in ("exact match", "character accuracy", "copy accuracy", "step 6/6", str(run_dir)):
         assert word in printed
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert config["data"]["init_args"]["length"] == 8
+    resolved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert resolved["data"]["init_args"]["length"] == 8
     environment = json.loads((run_dir / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert environment["command"]

@@ -11,9 +11,12 @@ from torch import Tensor
 class FiniteLoss(L.Callback):
     """Raises a ValueError at a NaN or infinite training loss.
 
-    Checked before the optimizer can be harmed by it on the CPU; on a device, where a look costs a
-    synchronisation, only at the steps that are logged anyway.
+    Looked at after every step on the CPU; on a device, where a look costs a synchronisation, after every
+    `every_n_batches`.
     """
+
+    def __init__(self, every_n_batches: int = 50) -> None:
+        self.every_n_batches = every_n_batches
 
     def on_train_batch_end(
         self,
@@ -26,7 +29,7 @@ class FiniteLoss(L.Callback):
         if not isinstance(outputs, Mapping):
             return
         loss = outputs["loss"]
-        if loss.device.type != "cpu" and batch_idx % trainer.log_every_n_steps:
+        if loss.device.type != "cpu" and batch_idx % self.every_n_batches:
             return
         if not torch.isfinite(loss):
             raise ValueError(

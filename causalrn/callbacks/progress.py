@@ -32,7 +32,9 @@ class PlainProgress(ProgressBar):
         self.start_step = trainer.global_step
         self.start_seconds = self.last_seconds = time.monotonic()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.monotonic()
         if now - self.last_seconds >= self.every_n_seconds:
             self.last_seconds = now
@@ -49,7 +51,7 @@ class PlainProgress(ProgressBar):
         step, last = trainer.global_step, trainer.max_steps
         rate = (step - self.start_step) / max(now - self.start_seconds, 1e-9)
         left = f", {(last - step) / rate:.0f} s left" if rate > 0 and last > 0 else ""
-        metrics = self.get_metrics(trainer, trainer.lightning_module)
-        values = "".join(f"  {name} {float(value):.4g}" for name, value in metrics.items() if name != "v_num")
+        metrics = trainer.progress_bar_metrics
+        values = "".join(f"  {name} {value:.4g}" for name, value in metrics.items())
         total = f"/{last}" if last > 0 else ""
         print(f"step {step}{total}{values}  ({rate:.2f} steps/s{left})", flush=True)

@@ -1,7 +1,7 @@
 """A language model: embeddings, a stack of residual branches around any mixer, and a linear head."""
 
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -79,20 +79,25 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     @property
+    def layers(self) -> list[Block]:
+        """The blocks in order."""
+        return cast(list[Block], list(self.blocks))
+
+    @property
     def mixer(self) -> Mixer:
         """The first layer's mixer: with `mlp`, what `describe` needs to rebuild the model."""
-        return self.blocks[0].mixer
+        return self.layers[0].mixer
 
     @property
     def mlp(self) -> MLP | None:
-        return self.blocks[0].mlp
+        return self.layers[0].mlp
 
     def reset_parameters(self) -> None:
         """Draws all initial values anew, as the official code does."""
         nn.init.normal_(self.token_embedding.weight)
         nn.init.normal_(self.position_embedding.weight)
         n_branches = self.n_layers * (1 if self.mlp is None else 2)
-        for block in self.blocks:
+        for block in self.layers:
             for branch in (block.mixer, block.mlp):
                 if branch is not None:
                     branch.reset_parameters(n_branches)
@@ -122,13 +127,13 @@ class LanguageModel(nn.Module):
             ValueError: a sequence longer than max_length.
         """
         x = self.embed(tokens, 0)
-        for block in self.blocks:
+        for block in self.layers:
             x = block(x)
         return self.unembed(x)
 
     def init_state(self, batch_size: int) -> DecodingState:
         """The decoding state before the first token."""
-        return DecodingState(0, [block.mixer.init_state(batch_size) for block in self.blocks])
+        return DecodingState(0, [block.mixer.init_state(batch_size) for block in self.layers])
 
     def extend(
         self, tokens: Int[Tensor, "B T"], state: DecodingState
@@ -140,11 +145,11 @@ class LanguageModel(nn.Module):
         """
         x = self.embed(tokens, state.position)
         layers = []
-        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+        for block, layer_state in zip(self.layers, state.layers, strict=True):
             x, layer_state = block.extend(x, layer_state)
             layers.append(layer_state)
         return self.unembed(x), DecodingState(state.position + tokens.shape[1], layers)
 
     def state_size(self, length: int) -> int:
         """Bytes of decoding state of one sequence of `length` positions in float32."""
-        return sum(block.mixer.state_size(length) for block in self.blocks)
+        return sum(block.mixer.state_size(length) for block in self.layers)

@@ -87,7 +87,7 @@ class QuadraticRelation(Relation):
     ) -> None:
         super().__init__(d_model, d_hidden, n_heads, causal, norm, eps)
         self.pre_norm = pre_norm
-        self.activation = activation
+        self.activation: Literal["exp", "relu", "elu", "gelu", "official_elu"] = activation
 
     def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq E"]:
         if self.pre_norm == "approx":
@@ -138,8 +138,8 @@ class LinearRelation(Relation):
         self, x: Float[Tensor, "B T C"], state: LinearState | None
     ) -> tuple[Float[Tensor, "B T C"], LinearState]:
         q, k = self.project(x)
-        y, state = relation_linear(q, k, state, eps=self.eps, causal=self.causal, norm=self.norm)
-        return self.out_proj(rearrange(y, "b t h d -> b t (h d)")), state
+        y, end = relation_linear(q, k, state, eps=self.eps, causal=self.causal, norm=self.norm)
+        return self.out_proj(rearrange(y, "b t h d -> b t (h d)")), end
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.mix(x, None)[0]

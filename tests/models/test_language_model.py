@@ -64,24 +64,26 @@ def test_official_initialisation() -> None:
         SoftmaxAttention(192), vocab_size=29, n_layers=12, max_length=34, mlp=MLP(192, 768)
     )
     deviations = {
-        relation.token_embedding.weight: 1.0,
-        relation.position_embedding.weight: 1.0,
-        relation.blocks[3].mixer.q_proj.weight: 0.02,
-        relation.blocks[3].mixer.k_proj.weight: 0.02,
-        relation.blocks[3].mixer.out_proj.weight: 0.02 / 12**0.5,
-        relation.head.weight: 0.02,
-        transformer.blocks[3].mixer.qkv_proj.weight: 0.02,
-        transformer.blocks[3].mixer.out_proj.weight: 0.02 / 24**0.5,
-        transformer.blocks[3].mlp.fc_1.weight: 0.02,
-        transformer.blocks[3].mlp.fc_2.weight: 0.02 / 24**0.5,
+        "token_embedding.weight": 1.0,
+        "position_embedding.weight": 1.0,
+        "head.weight": 0.02,
+        "blocks.3.mixer.q_proj.weight": 0.02,
+        "blocks.3.mixer.k_proj.weight": 0.02,
+        "blocks.3.mixer.qkv_proj.weight": 0.02,
+        "blocks.3.mlp.fc_1.weight": 0.02,
     }
-    for weight, expected in deviations.items():
-        assert weight.std().item() == pytest.approx(expected, rel=0.05)
-    for block in relation.blocks:
-        assert not block.mixer.q_proj.bias.any()
-        assert not block.mixer.out_proj.bias.any()
-        assert block.mixer.k_proj.bias is None
-    assert not torch.equal(relation.blocks[0].mixer.q_proj.weight, relation.blocks[1].mixer.q_proj.weight)
+    for model, n_branches in ((relation, 12), (transformer, 24)):
+        residual = {"blocks.3.mixer.out_proj.weight", "blocks.3.mlp.fc_2.weight"}
+        for name, parameter in model.named_parameters():
+            if name in residual or name in deviations:
+                expected = 0.02 / n_branches**0.5 if name in residual else deviations[name]
+                assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+            elif name.endswith("bias"):
+                assert not parameter.any(), name
+    weights = dict(relation.named_parameters())
+    assert "blocks.0.mixer.k_proj.bias" not in weights
+    first, second = (weights[f"blocks.{i}.mixer.q_proj.weight"] for i in (0, 1))
+    assert not torch.equal(first, second)
 
 
 def test_no_gradient_from_the_future(make_mixer) -> None:

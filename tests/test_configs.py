@@ -1,0 +1,44 @@
+"""Every YAML that ships takes a fast step on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from causalrn import fit
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+COMPLETE = [path for path in CONFIGS if {"model", "data"} <= yaml.safe_load(path.read_text()).keys()]
+OVERLAYS = [path for path in CONFIGS if path.parent.name == "trainer"]
+FAST = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "configs"))
+
+
+def test_every_config_is_known() -> None:
+    assert set(CONFIGS) == {*COMPLETE, *OVERLAYS}
+    assert COMPLETE
+    assert OVERLAYS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", COMPLETE, ids=name)
+def test_complete_config_takes_a_step(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shards and runs are relative to the folder one stands in.
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.init_args.batch_size", "2"]
+    fit.main(["--config", str(path), "--run_dir", str(tmp_path / "run"), *FAST, *small])
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OVERLAYS, ids=name)
+def test_overlay_parses_over_the_quickstart(path: Path, tmp_path: Path) -> None:
+    base = ROOT / "configs" / "copy" / "quickstart.yaml"
+    # One device, so that no further process is started here: the strategies have tests of their own.
+    one = ["--trainer.devices", "1", "--data.init_args.batch_size", "2"]
+    fit.main(["--config", str(base), "--config", str(path), "--run_dir", str(tmp_path / "run"), *FAST, *one])
+    assert (tmp_path / "run" / "results.json").exists()

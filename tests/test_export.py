@@ -1,0 +1,56 @@
+"""The command that imports official weights: a checkpoint of ours with the same logits, and clear refusals."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from causalrn import export
+from causalrn.checkpoint import load_network
+from causalrn.cli import run_command
+from tests.models.official_reference import make_state_dict, official_logits
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("transformer", []),
+        ("linear_transformer", []),
+        ("relation", ["--model", "relation"]),
+        ("linear_relation", ["--model", "linear_relation"]),
+        ("relation_ablation", ["--activation", "relu", "--no-post-norm"]),
+    ],
+)
+def test_imported_checkpoint_gives_the_official_logits(model: str, flags: list[str], tmp_path: Path) -> None:
+    weights = make_state_dict(model)
+    torch.save({f"_orig_mod.{key}": tensor for key, tensor in weights.items()}, tmp_path / "weights.pth")
+    export.main(["import-official", str(tmp_path / "weights.pth"), *flags])
+    tokens = torch.randint(11, (2, 10))
+    settings = {"activation": "relu", "post_norm": False} if model == "relation_ablation" else {}
+    logits = load_network(tmp_path / "weights.ckpt")(tokens)
+    assert_close(logits.detach(), official_logits(weights, tokens, model, **settings), atol=1e-5, rtol=1e-5)
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.pth"
+
+    def error(*flags: str) -> str:
+        with pytest.raises(SystemExit) as exit_info:
+            run_command(lambda: export.main(["import-official", str(path), *flags]))
+        assert exit_info.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "no such file" in error()
+    torch.save(make_state_dict("relation"), path)
+    assert "--model" in error()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert "truncated" in error("--model", "relation")
+    torch.save({"epoch": 3}, path)
+    assert "no state dict" in error("--model", "relation")
+    path.write_bytes(whole)
+    (tmp_path / "weights.ckpt").write_text("precious")
+    assert "exists" in error("--model", "relation")
+    assert (tmp_path / "weights.ckpt").read_text() == "precious"
