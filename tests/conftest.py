@@ -1,7 +1,13 @@
 """Shared fixtures: deterministic seeds, and torch.empty that returns NaN so that an unwritten output fails."""
 
+import os
+
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One test process per core: more threads than cores would wait for each other at every barrier.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.mixer import Mixer, PoolState, check_heads, normal_linear_
-from causalrn.ops.reference import normalise
+from causalrn.models.mixer import Mixer, check_heads, normal_linear_
+from causalrn.models.state import PoolState
+from causalrn.ops import normalise
 
 
 class MLP(nn.Module):
@@ -86,30 +87,37 @@ class Attention(Mixer):
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention (official `SelfAttention`); decoding keeps k and v of every position."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B T C"]:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Float[Tensor, "B T C"]:
+        """Mixes the last T of the positions of k and v; `mask` (B, 1, 1, S) says which of these count."""
         q, k, v = (rearrange(t, "b t h d -> b h t d") for t in (q, k, v))
         new, total = q.shape[2], k.shape[2]
-        mask = None
-        if self.causal and 1 < new < total:
+        if mask is None and self.causal and 1 < new < total:
             mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and new == total)
+        is_causal = mask is None and self.causal and new == total
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         return self.out_proj(rearrange(y, "b h t d -> b t (h d)"))
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.attend(*self.project(x))
 
-    def init_state(self, batch_size: int) -> tuple[PoolState, PoolState]:
+    def init_state(
+        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> tuple[PoolState, PoolState]:
         self.check_causal()
-        return PoolState(), PoolState()
+        return PoolState(pool_dtype, capacity), PoolState(pool_dtype, capacity)
 
     def extend(
         self, x: Float[Tensor, "B T C"], state: tuple[PoolState, PoolState]
     ) -> tuple[Float[Tensor, "B T C"], tuple[PoolState, PoolState]]:
         q, k, v = self.project(x)
-        return self.attend(q, state[0].append(k), state[1].append(v)), state
+        k, v = state[0].append(k).to(q.dtype), state[1].append(v).to(q.dtype)
+        mask = None
+        if state[0].lengths is not None:
+            mask = torch.arange(k.shape[1], device=k.device) < state[0].lengths[:, None, None, None]
+        return self.attend(q, k, v, mask), state
 
-    def state_size(self, length: int) -> int:
-        return 2 * 4 * length * self.d_model
+    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+        return 2 * pool_dtype.itemsize * length * self.d_model
 
 
 class LinearAttention(Attention):
@@ -143,7 +151,9 @@ class LinearAttention(Attention):
             return self.mix(x, None)[0]
         return self.extend(x, self.init_state(len(x)))[0]
 
-    def init_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
+    def init_state(
+        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> tuple[Tensor, Tensor]:
         self.check_causal()
         channels = self.d_model // self.n_heads
         weight = self.qkv_proj.weight
@@ -159,6 +169,6 @@ class LinearAttention(Attention):
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 
-    def state_size(self, length: int) -> int:
+    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
         channels = self.d_model // self.n_heads
         return 4 * self.n_heads * channels * (channels + 1)

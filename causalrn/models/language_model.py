@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from causalrn.models.attention import MLP
 from causalrn.models.mixer import Mixer, normal_linear_
-from causalrn.ops.reference import normalise
+from causalrn.ops import normalise
 
 
 class DecodingState(NamedTuple):
-    """Where decoding stands: the number of positions seen, and each layer's mixer state."""
+    """Where decoding stands.
 
-    position: int
+    Attributes:
+        position: number of positions seen: one number, or int64 (B,) where the rows differ.
+        layers: each layer's mixer state.
+    """
+
+    position: int | Int[Tensor, " B"]
     layers: list[Any]
 
 
@@ -103,18 +108,19 @@ class LanguageModel(nn.Module):
                     branch.reset_parameters(n_branches)
         normal_linear_(self.head, 0.02)
 
-    def embed(self, tokens: Int[Tensor, "B T"], start: int) -> Float[Tensor, "B T C"]:
-        """Embeds T tokens that stand from position `start` on.
+    def embed(self, tokens: Int[Tensor, "B T"], start: int | Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
+        """Embeds T tokens that stand from position `start` (of every row, or one for each) on.
 
         Raises:
             ValueError: a position at or above max_length.
         """
-        end = start + tokens.shape[1]
+        end = tokens.shape[1] + int(start if isinstance(start, int) else start.max())
         if end > self.max_length:
             raise ValueError(
                 f"sequence of {end} positions is longer than the model's learned positions: max_length={self.max_length}"
             )
-        positions = torch.arange(start, end, device=tokens.device)
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = steps + (start if isinstance(start, int) else start[:, None])
         return self.token_embedding(tokens) + self.position_embedding(positions)
 
     def unembed(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
@@ -131,25 +137,38 @@ class LanguageModel(nn.Module):
             x = block(x)
         return self.unembed(x)
 
-    def init_state(self, batch_size: int) -> DecodingState:
-        """The decoding state before the first token."""
-        return DecodingState(0, [block.mixer.init_state(batch_size) for block in self.layers])
+    def init_state(
+        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> DecodingState:
+        """The decoding state before the first token; arguments as `Mixer.init_state`."""
+        layers = [
+            block.mixer.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity)
+            for block in self.layers
+        ]
+        return DecodingState(0, layers)
 
-    def extend(
+    def advance(
         self, tokens: Int[Tensor, "B T"], state: DecodingState
-    ) -> tuple[Float[Tensor, "B T V"], DecodingState]:
-        """Logits of the next T positions after those in `state`, and the state after them.
+    ) -> tuple[Float[Tensor, "B T C"], DecodingState]:
+        """The residual stream after the last block at the next T positions, and the state after them.
 
-        One call with a whole prompt is the prefill; T = 1 is a decoding step. The passed state must not be
-        used again.
+        One call with a whole prompt is the prefill; T = 1 is a decoding step, the only one possible where the
+        rows have different positions. The passed state must not be used again.
         """
         x = self.embed(tokens, state.position)
         layers = []
         for block, layer_state in zip(self.layers, state.layers, strict=True):
             x, layer_state = block.extend(x, layer_state)
             layers.append(layer_state)
-        return self.unembed(x), DecodingState(state.position + tokens.shape[1], layers)
+        return x, DecodingState(state.position + tokens.shape[1], layers)
 
-    def state_size(self, length: int) -> int:
-        """Bytes of decoding state of one sequence of `length` positions in float32."""
-        return sum(block.mixer.state_size(length) for block in self.layers)
+    def extend(
+        self, tokens: Int[Tensor, "B T"], state: DecodingState
+    ) -> tuple[Float[Tensor, "B T V"], DecodingState]:
+        """Logits of the next T positions after those in `state`, and the state after them; see `advance`."""
+        x, state = self.advance(tokens, state)
+        return self.unembed(x), state
+
+    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of decoding state of one sequence of `length` positions, with float32 weights."""
+        return sum(block.mixer.state_size(length, pool_dtype) for block in self.layers)
