@@ -6,7 +6,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
-from datamodules.stream import Batch, FixedLoader, Position, Rank, Samples, StreamLoader
+from datamodules.stream import FixedLoader, Position, Rank, Rows, Samples, StreamLoader
 
 
 class StreamDataModule(lightning.LightningDataModule):
@@ -47,8 +47,8 @@ class StreamDataModule(lightning.LightningDataModule):
         """The fixed sets of a split, each with its number of samples."""
         raise NotImplementedError
 
-    def on_train_batch(self, batch: Batch) -> None:
-        """Called in the training process with each batch before it is handed out."""
+    def on_rows(self, rows: Rows) -> None:
+        """Called in the training process with what was read for each batch, before it becomes a batch."""
 
     def train_dataloader(self) -> StreamLoader:
         return StreamLoader(
@@ -58,7 +58,7 @@ class StreamDataModule(lightning.LightningDataModule):
             batches_per_epoch=self.batches_per_epoch(),
             rank=self._rank(),
             num_workers=self.num_workers,
-            on_batch=self.on_train_batch,
+            on_rows=self.on_rows,
         )
 
     def val_dataloader(self) -> list[FixedLoader]:
@@ -87,6 +87,7 @@ class StreamDataModule(lightning.LightningDataModule):
                 batch_size=self.batch_size,
                 rank=self._rank(),
                 num_workers=self.num_workers,
+                on_rows=self.on_rows,
             )
             for samples, size in self.eval_samples(split)
         ]

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from datamodules.base import StreamDataModule
 from datamodules.order import Int64Array, derive_key, random_integers
-from datamodules.stream import IGNORE_INDEX, Batch, Samples
+from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
 
 # Token ids of the official code; letters follow.
 BOS, SEP, EOS = 0, 1, 2
@@ -19,13 +18,13 @@ FIRST_LETTER = 3
 _MAX_LENGTH = 1 << 24
 
 
-def copy_batch(strings: Int64Array) -> Batch:
+def copy_rows(strings: Int64Array) -> Rows:
     """Rows `BOS s SEP s` and their targets: `s EOS` on the positions from SEP on, ignored before it.
 
-    `strings` (B, S) of token ids gives tokens and targets (B, 2 * S + 2), int64.
+    `strings` (B, S) of token ids gives tokens and targets (B, 2 * S + 2).
     """
     rows, length = strings.shape
-    tokens = np.empty((rows, 2 * length + 2), dtype=np.int64)
+    tokens = np.empty((rows, 2 * length + 2), dtype=np.int32)
     tokens[:, 0] = BOS
     tokens[:, 1 : length + 1] = strings
     tokens[:, length + 1] = SEP
@@ -33,7 +32,7 @@ def copy_batch(strings: Int64Array) -> Batch:
     targets = np.full_like(tokens, IGNORE_INDEX)
     targets[:, length + 1 : -1] = strings
     targets[:, -1] = EOS
-    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+    return {"tokens": tokens, "targets": targets}
 
 
 def random_strings(key: np.uint64, ids: Int64Array, length: int, alphabet_size: int) -> Int64Array:
@@ -42,7 +41,17 @@ def random_strings(key: np.uint64, ids: Int64Array, length: int, alphabet_size: 
     return FIRST_LETTER + random_integers(key, counters, alphabet_size)
 
 
-class CopyStream:
+class _CopyRows:
+    """What both sets of strings share: ids are indices, and rows need nothing but a wider type."""
+
+    def order(self, indices: Int64Array) -> Int64Array:
+        return indices
+
+    def expand(self, rows: Rows) -> Batch:
+        return {name: widen(values) for name, values in rows.items()}
+
+
+class CopyStream(_CopyRows):
     """Fresh strings for ever; strings with the same `id // group_size` have the same length.
 
     With the global batch as the group no batch holds padding, whatever the range of lengths. Ids that straddle two
@@ -59,26 +68,23 @@ class CopyStream:
         self._length_key = derive_key("copy/length", seed)
         self._string_key = derive_key("copy/train", seed)
 
-    def order(self, indices: Int64Array) -> Int64Array:
-        return indices
-
-    def read(self, ids: Int64Array) -> Batch:
+    def read(self, ids: Int64Array) -> Rows:
         choices = self.longest - self.shortest + 1
         lengths = self.shortest + random_integers(self._length_key, ids // self.group_size, choices)
         width = 2 * int(lengths.max()) + 2
-        batch = {
-            "tokens": torch.full((len(ids), width), EOS),
-            "targets": torch.full((len(ids), width), IGNORE_INDEX),
+        padded = {
+            "tokens": np.full((len(ids), width), EOS, dtype=np.int32),
+            "targets": np.full((len(ids), width), IGNORE_INDEX, dtype=np.int32),
         }
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             strings = random_strings(self._string_key, ids[rows], int(length), self.alphabet_size)
-            for name, values in copy_batch(strings).items():
-                batch[name][rows, : values.shape[1]] = values
-        return batch
+            for name, values in copy_rows(strings).items():
+                padded[name][rows, : values.shape[1]] = values
+        return padded
 
 
-class CopyEvaluation:
+class CopyEvaluation(_CopyRows):
     """The evaluation set of one length: the same strings for every user, run and training seed."""
 
     def __init__(self, split: str, length: int, alphabet_size: int) -> None:
@@ -86,15 +92,12 @@ class CopyEvaluation:
         self.length = length
         self.alphabet_size = alphabet_size
 
-    def order(self, indices: Int64Array) -> Int64Array:
-        return indices
-
-    def read(self, ids: Int64Array) -> Batch:
-        return copy_batch(random_strings(self.key, ids, self.length, self.alphabet_size))
+    def read(self, ids: Int64Array) -> Rows:
+        return copy_rows(random_strings(self.key, ids, self.length, self.alphabet_size))
 
     def sha256(self, size: int) -> str:
         """Hash of the first `size` strings as little-endian int64 token rows, by which results are compared."""
-        tokens = self.read(np.arange(size))["tokens"].numpy()
+        tokens = self.read(np.arange(size))["tokens"]
         return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 

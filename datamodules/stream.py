@@ -1,18 +1,28 @@
 """Loaders over an endless stream of samples in which one global index is the whole state."""
 
+import itertools
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import Int64Array
+from datamodules.shards import ShardError
 
 Batch = dict[str, torch.Tensor]
+# What a worker sends for one batch: small arrays and lists, without a tensor's detour over shared memory.
+Rows = dict[str, Any]
 
 IGNORE_INDEX = -100
+# Batches whose order is computed at a time: enough to make the cost per batch of vectorised hashing negligible.
+_BATCHES_AHEAD = 64
+# Samples that a worker sends at a time: the queue costs as much for one small batch as for a few.
+_SAMPLES_PER_ITEM = 256
 
 
 class Samples(Protocol):
@@ -22,8 +32,12 @@ class Samples(Protocol):
         """The ids of the samples at the global `indices` (N,) of the stream."""
         ...
 
-    def read(self, ids: Int64Array) -> Batch:
-        """The samples `ids` (B,) as tokens and targets, both int64 of shape (B, T)."""
+    def read(self, ids: Int64Array) -> Rows:
+        """The samples `ids` (B,) in a compact form; runs in a worker."""
+        ...
+
+    def expand(self, rows: Rows) -> Batch:
+        """Tokens and targets (B, T), int64, out of what `read` gave; runs in the training process."""
         ...
 
 
@@ -50,62 +64,11 @@ class Rank:
         )
 
 
-# Batches whose order is computed at a time: enough to make the cost per batch of vectorised hashing negligible.
-_BATCHES_AHEAD = 64
-
-
-class _RankBatches(Sampler[tuple[Int64Array, bool]]):
-    """The sample ids of this rank's part of each batch of range(start, stop), and whether they count."""
-
-    def __init__(self, samples: Samples, start: int, stop: int, batch_size: int, rank: Rank) -> None:
-        self.samples = samples
-        self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.rank = rank
-
-    def __iter__(self) -> Iterator[tuple[Int64Array, bool]]:
-        window = self.batch_size * _BATCHES_AHEAD
-        for window_start in range(self.start, self.stop, window):
-            window_stop = min(window_start + window, self.stop)
-            parts = [
-                self.rank.part(start, min(start + self.batch_size, window_stop))
-                for start in range(window_start, window_stop, self.batch_size)
-            ]
-            # Where fewer samples than ranks are left, every rank must still take part in the step's collectives:
-            # the ranks without one receive a sample of which nothing counts.
-            counted = [part.size > 0 for part in parts]
-            parts = [part if part.size else np.array([window_start]) for part in parts]
-            ids = self.samples.order(np.concatenate(parts))
-            ends = np.cumsum([part.size for part in parts])
-            yield from zip(np.split(ids, ends[:-1]), counted, strict=True)
-
-    def __len__(self) -> int:
-        return (self.stop - self.start + self.batch_size - 1) // self.batch_size
-
-
-class _BatchDataset(Dataset):
-    """Reads one whole batch per item, so that the order of batches survives any number of workers."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
-
-    def __getitem__(self, item: tuple[Int64Array, bool]) -> Batch:
-        ids, counted = item
-        batch = self.samples.read(ids)
-        if not counted:
-            batch["targets"].fill_(IGNORE_INDEX)
-        return batch
-
-
-def _load(batches: _RankBatches, num_workers: int) -> DataLoader:
-    return DataLoader(
-        _BatchDataset(batches.samples),
-        batch_size=None,
-        sampler=batches,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        # None keeps torch's default; a prefetch factor without workers is refused by the DataLoader.
-        prefetch_factor=4 if num_workers else None,
-    )
+def widen(array: npt.NDArray[Any]) -> torch.Tensor:
+    """An int64 tensor of the same values, in pinned memory where there is a GPU to copy to."""
+    out = torch.empty(array.shape, dtype=torch.int64, pin_memory=torch.cuda.is_available())
+    np.copyto(out.numpy(), array, casting="same_kind" if array.dtype.kind == "i" else "safe")
+    return out
 
 
 class StreamLoader:
@@ -129,7 +92,7 @@ class StreamLoader:
         batches_per_epoch: int,
         rank: Rank,
         num_workers: int = 0,
-        on_batch: Callable[[Batch], None] | None = None,
+        on_rows: Callable[[Rows], None] | None = None,
     ) -> None:
         if batch_size % rank.world_size:
             raise ValueError(
@@ -142,10 +105,18 @@ class StreamLoader:
         self.batches_per_epoch = batches_per_epoch
         self.rank = rank
         self.num_workers = num_workers
-        self.on_batch = on_batch
+        self.on_rows = on_rows
 
     def __len__(self) -> int:
         return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = self.position.index
+        stop = start + self.batches_per_epoch * self.batch_size
+        batches = _RankBatches(self.samples, start, stop, self.batch_size, self.rank)
+        for batch in _load(batches, self.num_workers, self.on_rows):
+            self.position.index += self.batch_size
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is the owner's to save. Lightning takes a loader with this method for resumable.
@@ -158,16 +129,6 @@ class StreamLoader:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert not state_dict
 
-    def __iter__(self) -> Iterator[Batch]:
-        start = self.position.index
-        stop = start + self.batches_per_epoch * self.batch_size
-        batches = _RankBatches(self.samples, start, stop, self.batch_size, self.rank)
-        for batch in _load(batches, self.num_workers):
-            self.position.index += self.batch_size
-            if self.on_batch is not None:
-                self.on_batch(batch)
-            yield batch
-
 
 class FixedLoader:
     """One pass over samples 0 .. size - 1 in order: a validation or test set, split over the ranks.
@@ -177,13 +138,122 @@ class FixedLoader:
     """
 
     def __init__(
-        self, samples: Samples, *, size: int, batch_size: int, rank: Rank, num_workers: int = 0
+        self,
+        samples: Samples,
+        *,
+        size: int,
+        batch_size: int,
+        rank: Rank,
+        num_workers: int = 0,
+        on_rows: Callable[[Rows], None] | None = None,
     ) -> None:
         self.batches = _RankBatches(samples, 0, size, batch_size, rank)
         self.num_workers = num_workers
+        self.on_rows = on_rows
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_load(self.batches, self.num_workers))
+        return _load(self.batches, self.num_workers, self.on_rows)
+
+
+# The sample ids of one batch on one rank, and whether they count.
+_Part = tuple[Int64Array, bool]
+_Loaded = tuple[Rows, bool] | ShardError
+
+
+class _RankBatches(Sampler[list[_Part]]):
+    """This rank's part of each batch of range(start, stop), a few batches at a time."""
+
+    def __init__(self, samples: Samples, start: int, stop: int, batch_size: int, rank: Rank) -> None:
+        self.samples = samples
+        self.start, self.stop, self.batch_size = start, stop, batch_size
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[list[_Part]]:
+        per_item = max(1, _SAMPLES_PER_ITEM * self.rank.world_size // self.batch_size)
+        parts = self._parts()
+        while item := list(itertools.islice(parts, per_item)):
+            yield item
+
+    def _parts(self) -> Iterator[_Part]:
+        window = self.batch_size * _BATCHES_AHEAD
+        for window_start in range(self.start, self.stop, window):
+            window_stop = min(window_start + window, self.stop)
+            parts = [
+                self.rank.part(start, min(start + self.batch_size, window_stop))
+                for start in range(window_start, window_stop, self.batch_size)
+            ]
+            counted = [part.size > 0 for part in parts]
+            # A rank without a sample must still take part in the step's collectives, so it reads one for nothing.
+            parts = [part if part.size else np.array([window_start]) for part in parts]
+            ids = self.samples.order(np.concatenate(parts))
+            ends = np.cumsum([part.size for part in parts])
+            yield from zip(np.split(ids, ends[:-1]), counted, strict=True)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start + self.batch_size - 1) // self.batch_size
+
+
+class _BatchDataset(Dataset[list[_Loaded]]):
+    """Reads whole batches, so that their order survives any number of workers."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, item: list[_Part]) -> list[_Loaded]:
+        return [self._load(*part) for part in item]
+
+    def _load(self, ids: Int64Array, counted: bool) -> _Loaded:
+        try:
+            return self.samples.read(ids), counted
+        except ShardError as error:
+            # Returned instead of raised: the DataLoader would wrap the message in a worker's traceback.
+            return error
+
+
+def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], None] | None) -> Iterator[Batch]:
+    loader = DataLoader(
+        _BatchDataset(batches.samples),
+        batch_size=None,
+        sampler=batches,
+        num_workers=num_workers,
+        # The default collation would turn arrays into tensors, and tensors travel in shared memory: slower here.
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_signals,
+        # A prefetch factor without workers is refused by the DataLoader.
+        prefetch_factor=4 if num_workers else None,
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            item = next(iterator, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(f"a data worker process died: {str(error).splitlines()[0]}") from None
+        if item is None:
+            return
+        for loaded in item:
+            if isinstance(loaded, ShardError):
+                raise loaded
+            rows, counted = loaded
+            if on_rows is not None:
+                on_rows(rows)
+            batch = batches.samples.expand(rows)
+            if not counted:
+                batch["targets"].fill_(IGNORE_INDEX)
+            yield batch
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _ignore_signals(worker: int) -> None:
+    # A scheduler that signals a job reaches its workers too, and they have inherited the handlers of the training
+    # process, which alone decides what to do. The end of the process must stay what terminates them.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

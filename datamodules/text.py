@@ -12,7 +12,7 @@ from datamodules.order import Int64Array, shuffled
 from datamodules.preparation import prepare
 from datamodules.presets import state_of_the_union
 from datamodules.shards import MANIFEST, Manifest, ShardError, TokenReader
-from datamodules.stream import Batch, Samples
+from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
 from datamodules.tokenizers import Tokenizer, from_description
 
 
@@ -23,23 +23,43 @@ class TextBlocks:
     attends across documents. Every token but the first is predicted exactly once per epoch.
     """
 
-    def __init__(self, reader: TokenReader, context_length: int, seed: int | None) -> None:
+    def __init__(
+        self,
+        reader: TokenReader,
+        context_length: int,
+        *,
+        seed: int | None = None,
+        skip_unreadable: bool = False,
+    ) -> None:
         self.reader = reader
         self.context_length = context_length
         self.seed = seed
+        self.skip_unreadable = skip_unreadable
         self.size = max(reader.tokens - 1, 0) // context_length
 
     def order(self, indices: Int64Array) -> Int64Array:
         return indices if self.seed is None else shuffled(self.size, self.seed, indices)
 
-    def read(self, ids: Int64Array) -> Batch:
+    def read(self, ids: Int64Array) -> Rows:
+        """The blocks `ids` (B,) as (B, context_length + 1) tokens of the shards' type, and the rows without one."""
         rows = np.empty((len(ids), self.context_length + 1), dtype=self.reader.dtype)
-        for row, block in zip(rows, ids.tolist(), strict=True):
-            self.reader.read_into(row, block * self.context_length)
-        return {
-            "tokens": torch.from_numpy(rows[:, :-1].astype(np.int64)),
-            "targets": torch.from_numpy(rows[:, 1:].astype(np.int64)),
-        }
+        problems: list[tuple[int, str]] = []
+        for number, block in enumerate(ids.tolist()):
+            try:
+                self.reader.read_into(rows[number], block * self.context_length)
+            except ShardError as error:
+                if not self.skip_unreadable:
+                    raise
+                rows[number] = 0
+                problems.append((number, str(error)))
+        return {"tokens": rows, "unreadable": problems}
+
+    def expand(self, rows: Rows) -> Batch:
+        tokens = rows["tokens"]
+        batch = {"tokens": widen(tokens[:, :-1]), "targets": widen(tokens[:, 1:])}
+        for number, _ in rows["unreadable"]:
+            batch["targets"][number] = IGNORE_INDEX
+        return batch
 
 
 class TextDataModule(StreamDataModule):
@@ -144,7 +164,12 @@ class TextDataModule(StreamDataModule):
         return [(blocks, blocks.size)]
 
     def _blocks(self, split: str, seed: int | None) -> TextBlocks:
-        blocks = TextBlocks(TokenReader(self.shards_dir, self.manifest, split), self.context_length, seed)
+        blocks = TextBlocks(
+            TokenReader(self.shards_dir, self.manifest, split),
+            self.context_length,
+            seed=seed,
+            skip_unreadable=self.on_bad_shard == "skip",
+        )
         if not blocks.size:
             raise ShardError(
                 f"{self.shards_dir}: the {split} split has {blocks.reader.tokens} tokens, too few for one block of "
