@@ -33,8 +33,13 @@ class Mixer(nn.Module, ABC):
         """Mixes a whole sequence."""
 
     @abstractmethod
-    def init_state(self, batch_size: int) -> Any:
-        """The decoding state before the first position.
+    def init_state(self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0) -> Any:
+        """The decoding state before the first position: tensors whose first axis is the batch, and pools.
+
+        Args:
+            batch_size: number of rows.
+            pool_dtype: of what grows with the length (the relation's k, attention's k and v); as computed if None.
+            capacity: positions to make room for at once, where the final length is known.
 
         Raises:
             ValueError: the mixer is bidirectional, so that no position is final before the last one came.
@@ -53,36 +58,12 @@ class Mixer(nn.Module, ABC):
         return y[:, 0], state
 
     @abstractmethod
-    def state_size(self, length: int) -> int:
-        """Bytes of state that one sequence of `length` positions needs in float32."""
+    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of state that one sequence of `length` positions needs, with float32 weights."""
 
     def check_causal(self) -> None:
         if not self.causal:
             raise ValueError(f"{type(self).__name__}(causal=False) has no decoding state; want causal=True")
-
-
-class PoolState:
-    """A growing memory of vectors per position, as the quadratic relation's k or attention's k and v.
-
-    Amortised O(1) copies per appended position: the buffer doubles when it is full.
-    """
-
-    def __init__(self) -> None:
-        self.buffer: Tensor | None = None
-        self.length = 0
-
-    def append(self, new: Float[Tensor, "B T H D"]) -> Float[Tensor, "B S H D"]:
-        """Adds T positions and returns all S positions so far."""
-        end = self.length + new.shape[1]
-        if self.buffer is None or end > self.buffer.shape[1]:
-            capacity = max(end, 2 * self.length, 16)
-            grown = new.new_empty(new.shape[0], capacity, *new.shape[2:])
-            if self.buffer is not None:
-                grown[:, : self.length] = self.buffer[:, : self.length]
-            self.buffer = grown
-        self.buffer[:, self.length : end] = new
-        self.length = end
-        return self.buffer[:, :end]
 
 
 def check_heads(d_hidden: int, n_heads: int) -> None:

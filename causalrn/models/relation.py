@@ -1,16 +1,18 @@
 """The relation mixers: quadratic (with the paper's ablations) and linear CausalRN."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.mixer import Mixer, PoolState, check_heads, normal_linear_
-from causalrn.ops import relation_linear, relation_quadratic
-from causalrn.ops.reference import Activation, LinearState, normalise
+from causalrn.models.mixer import Mixer, check_heads, normal_linear_
+from causalrn.models.state import PoolState
+from causalrn.ops import normalise, relation_linear, relation_quadratic
+from causalrn.ops.quadratic_step import relation_quadratic_step
+from causalrn.ops.reference import Activation, LinearState
 
 OutputNorm = Literal["layer", "rms"]
 
@@ -89,36 +91,53 @@ class QuadraticRelation(Relation):
         self.pre_norm = pre_norm
         self.activation: Literal["exp", "relu", "elu", "gelu", "official_elu"] = activation
 
-    def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq E"]:
+    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"]]:
+        q, k = super().project(x)
         if self.pre_norm == "approx":
             q, k = (normalise(t, self.norm, self.eps) for t in (q, k))
+        return q, k
+
+    @property
+    def pair_settings(self) -> dict[str, Any]:
+        """What the operators need to know of a pair."""
         activation: Activation = "elu" if self.activation == "official_elu" else self.activation
         pair_norm = self.norm if self.pre_norm == "exact" else "none"
-        out = relation_quadratic(
-            q, k, eps=self.eps, causal=self.causal, norm=pair_norm, activation=activation
-        )
+        return {"eps": self.eps, "norm": pair_norm, "activation": activation}
+
+    def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
+        out = relation_quadratic(q, k, causal=self.causal, **self.pair_settings)
         if self.activation == "official_elu" and self.causal:
             out = out + official_mask_shift(out)
-        return rearrange(out, "b t h d -> b t (h d)")
+        return out
+
+    def combine(self, out: Float[Tensor, "B T H D"]) -> Float[Tensor, "B T C"]:
+        return self.out_proj(self.post_norm(rearrange(out, "b t h d -> b t (h d)")))
 
     def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
         return normalise(out, self.norm, self.eps)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.out_proj(self.post_norm(self.relate(*self.project(x))))
+        return self.combine(self.relate(*self.project(x)))
 
-    def init_state(self, batch_size: int) -> PoolState:
+    def init_state(
+        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> PoolState:
         self.check_causal()
         if self.activation == "official_elu":
             raise ValueError("activation official_elu depends on the length still to come; decode with elu")
-        return PoolState()
+        return PoolState(pool_dtype, capacity)
 
     def extend(self, x: Float[Tensor, "B T C"], state: PoolState) -> tuple[Float[Tensor, "B T C"], PoolState]:
         q, k = self.project(x)
-        return self.out_proj(self.post_norm(self.relate(q, state.append(k)))), state
+        pool = state.append(k)
+        if x.shape[1] > 1:
+            return self.combine(self.relate(q, pool.to(q.dtype))), state
+        lengths = state.row_lengths(len(x), x.device)
+        out = relation_quadratic_step(q[:, 0], pool, lengths, **self.pair_settings)
+        return self.combine(out[:, None]), state
 
-    def state_size(self, length: int) -> int:
-        return 4 * length * self.d_hidden
+    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+        return pool_dtype.itemsize * length * self.d_hidden
 
 
 class QuadraticRelationWithoutPostNorm(QuadraticRelation):
@@ -144,7 +163,9 @@ class LinearRelation(Relation):
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.mix(x, None)[0]
 
-    def init_state(self, batch_size: int) -> LinearState:
+    def init_state(
+        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> LinearState:
         self.check_causal()
         device = self.q_proj.weight.device
         shape = (batch_size, self.n_heads, self.d_hidden // self.n_heads)
@@ -155,7 +176,7 @@ class LinearRelation(Relation):
     ) -> tuple[Float[Tensor, "B T C"], LinearState]:
         return self.mix(x, state)
 
-    def state_size(self, length: int) -> int:
+    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
         return 4 * (self.d_hidden + 1)
 
 

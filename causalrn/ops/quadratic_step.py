@@ -1,0 +1,127 @@
+"""One decoding step of the quadratic relation as a PyTorch operator: one query per row against a pool of keys."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causalrn.ops import quadratic_step_native
+from causalrn.ops.reference import ACTIVATIONS, Activation, Norm, normalise
+
+# Elements (B, positions, H, D) that the PyTorch path forms at a time.
+BLOCK_ELEMENTS = 2**20
+
+
+def relation_quadratic_step(
+    q: Float[Tensor, "B H D"],
+    pool: Float[Tensor, "B S H D"],
+    lengths: Int[Tensor, " B"],
+    *,
+    eps: float,
+    norm: Norm = "layer",
+    activation: Activation = "exp",
+    gain: Float[Tensor, "B H"] | None = None,
+    window: Int[Tensor, " H"] | None = None,
+    slope: Float[Tensor, " H"] | None = None,
+) -> Float[Tensor, "B H D"]:
+    """The last row of `relation_quadratic`: the mean over the pool's positions j of act(gain_h norm(q_h + k_jh)).
+
+    Row b stands at position lengths[b] - 1, whose own k is in the pool already. It reads the pool once. Not
+    differentiable: decoding only.
+
+    Args:
+        q: receiving positions, one per row.
+        pool: k of all positions so far, in any floating dtype; rows may be longer than their length.
+        lengths: number of positions of each row that count, at least 1.
+        eps: added to the standard deviation of q + k_j.
+        norm: as `relation_quadratic`.
+        activation: as `relation_quadratic`.
+        gain: factor on the normalised pair, per row; 1 if None.
+        window: only the last window_h positions count; all if None.
+        slope: the weight of position j falls as exp(-slope_h (lengths[b] - 1 - j)); 0 if None.
+
+    Returns:
+        The mean over the reachable positions, in the dtype of q.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a length outside 1 to S.
+    """
+    shape = (pool.shape[0], *pool.shape[2:])
+    if pool.dim() != 4 or q.shape != shape or lengths.shape != shape[:1]:
+        raise ValueError(
+            f"relation_quadratic_step: got q {tuple(q.shape)}, pool {tuple(pool.shape)} and lengths "
+            f"{tuple(lengths.shape)}, wanted (B, H, D), (B, S, H, D) and (B,)"
+        )
+    return torch.ops.causalrn.relation_quadratic_step(
+        q, pool, lengths.to(torch.int64), gain, window, slope, eps, norm, activation
+    )
+
+
+@torch.library.custom_op(
+    "causalrn::relation_quadratic_step",
+    mutates_args=(),
+    device_types="cpu",
+    schema=(
+        "(Tensor q, Tensor pool, Tensor lengths, Tensor? gain, Tensor? window, Tensor? slope, float eps, str norm, "
+        "str activation) -> Tensor"
+    ),
+)
+def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
+    # On the CPU a look costs nothing, and the kernel would read beyond the pool.
+    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= pool.shape[1]:
+        raise ValueError(
+            f"relation_quadratic_step: got lengths {int(lengths.min())} to {int(lengths.max())}, wanted 1 to "
+            f"{pool.shape[1]}, the positions of the pool"
+        )
+    native = q.numel() > 0 and quadratic_step_native.available(q, pool)
+    return (quadratic_step_native.forward if native else blocked)(q, pool, lengths, *settings)
+
+
+@step_op.register_kernel("cuda")
+def step_op_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
+    if q.numel() == 0 or q.dtype is torch.float64 or find_spec("triton") is None:
+        return blocked(q, pool, lengths, *settings)
+    # Importing the package must not need Triton.
+    from causalrn.ops import quadratic_step_triton
+
+    return quadratic_step_triton.forward(q, pool, lengths, *settings)
+
+
+@step_op.register_fake
+def step_op_fake(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def blocked(
+    q: Tensor,
+    pool: Tensor,
+    lengths: Tensor,
+    gain: Tensor | None,
+    window: Tensor | None,
+    slope: Tensor | None,
+    eps: float,
+    norm: Norm,
+    activation: Activation,
+) -> Tensor:
+    """The operator in plain PyTorch, a block of positions at a time: any device and dtype."""
+    batch, positions, heads, channels = pool.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    query = q.to(wide)[:, None]
+    total = torch.zeros_like(query[:, 0])
+    block = max(1, BLOCK_ELEMENTS // max(1, batch * heads * channels))
+    for start in range(0, positions, block):
+        z = normalise(query + pool[:, start : start + block].to(wide), norm, eps)
+        if gain is not None:
+            z = z * gain.to(wide)[:, None, :, None]
+        # (B, block, 1): how far each position lies before the receiving one.
+        distance = lengths[:, None] - 1 - torch.arange(start, start + z.shape[1], device=q.device)
+        distance = distance[:, :, None]
+        reached = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        pairs = ACTIVATIONS[activation](z).masked_fill(~reached[..., None], 0)
+        if slope is not None:
+            pairs = pairs * torch.exp(-slope.to(wide) * distance)[..., None]
+        total = total + pairs.sum(1)
+    count = lengths[:, None] if window is None else torch.minimum(lengths[:, None], window)
+    return (total / count[..., None]).to(q.dtype)

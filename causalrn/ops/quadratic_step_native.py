@@ -1,0 +1,87 @@
+"""Calls the compiled CPU kernel of the quadratic relation's decoding step."""
+
+import ctypes
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from causalrn.ops import native
+from causalrn.ops.reference import Activation, Norm
+
+POOL_DTYPES = (torch.float32, torch.bfloat16)
+# Positions that one thread takes at a time. The sums of the parts are added in order: the split decides the rounding.
+PART_POSITIONS = 64
+# Pool elements below which another thread costs more than it saves.
+ELEMENTS_PER_THREAD = 2**15
+
+
+class Arguments(ctypes.Structure):
+    """`StepArguments` of csrc/quadratic_step.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "pool", "lengths", "out", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("gain", "window", "slope")),
+        *((n, ctypes.c_int64) for n in ("batch", "positions", "heads", "channels", "pool_stride", "part")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("norm", "activation", "bf16", "threads")),
+    )
+
+
+def available(q: Tensor, pool: Tensor) -> bool:
+    """Whether the library is there and serves these tensors."""
+    return (
+        q.dtype is torch.float32
+        and pool.dtype in POOL_DTYPES
+        and pool.stride()[1:] == (pool.shape[2] * pool.shape[3], pool.shape[3], 1)
+        and native.load_library() is not None
+    )
+
+
+def forward(
+    q: Tensor,
+    pool: Tensor,
+    lengths: Tensor,
+    gain: Tensor | None,
+    window: Tensor | None,
+    slope: Tensor | None,
+    eps: float,
+    norm: str,
+    activation: str,
+) -> Tensor:
+    """The operator's value; arguments as `relation_quadratic_step`."""
+    q = q.contiguous()
+    batch, positions, heads, channels = pool.shape
+    out = torch.empty_like(q)
+    parts = -(-positions // PART_POSITIONS)
+    scratch = q.new_empty(batch * heads * parts, channels)
+    tensors = {
+        "q": q,
+        "pool": pool,
+        "lengths": lengths.contiguous(),
+        "out": out,
+        "scratch": scratch,
+        **{
+            name: x.contiguous()
+            for name, x in (("gain", gain), ("window", window), ("slope", slope))
+            if x is not None
+        },
+    }
+    arguments = Arguments(
+        batch=batch,
+        positions=positions,
+        heads=heads,
+        channels=channels,
+        pool_stride=pool.stride(0),
+        part=PART_POSITIONS,
+        eps=eps,
+        norm=get_args(Norm).index(norm),
+        activation=get_args(Activation).index(activation),
+        bf16=pool.dtype is torch.bfloat16,
+        threads=min(torch.get_num_threads(), 1 + batch * positions * heads * channels // ELEMENTS_PER_THREAD),
+        **{name: x.data_ptr() for name, x in tensors.items()},
+    )
+    function = native.find_kernel("quadratic_step")
+    assert function is not None
+    function(ctypes.byref(arguments))
+    return out
