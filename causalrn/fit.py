@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.callbacks.run_folder import draw_curves, write_json
@@ -18,6 +19,9 @@ def main(args: list[str] | None = None) -> None:
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
     cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
     finish(cli, start)
+    if torch.distributed.is_initialized():
+        # Left to the interpreter's exit, a rank that ends late can abort a run that is done.
+        torch.distributed.destroy_process_group()
 
 
 @rank_zero_only

@@ -10,7 +10,7 @@ from causalrn import fit
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMPLETE = [path for path in CONFIGS if {"model", "data"} <= yaml.safe_load(path.read_text()).keys()]
-OVERLAYS = [path for path in CONFIGS if path.parent.name == "trainer"]
+OVERLAYS = [path for path in CONFIGS if path.parent.name in ("trainer", "mixer")]
 FAST = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
 
 
@@ -36,7 +36,7 @@ def test_complete_config_takes_a_step(path: Path, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)
-def test_overlay_parses_over_the_quickstart(path: Path, tmp_path: Path) -> None:
+def test_overlay_takes_a_step_over_the_quickstart(path: Path, tmp_path: Path) -> None:
     base = ROOT / "configs" / "copy" / "quickstart.yaml"
     # One device, so that no further process is started here: the strategies have tests of their own.
     one = ["--trainer.devices", "1", "--data.init_args.batch_size", "2"]
