@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from datamodules.base import StreamDataModule
+from datamodules.baselines import baselines
 from datamodules.order import Int64Array, shuffled
 from datamodules.preparation import prepare
 from datamodules.presets import state_of_the_union
@@ -137,6 +138,14 @@ class TextDataModule(StreamDataModule):
     def setup(self, stage: str) -> None:
         # Read here, so that what is wrong with the folder is said before anything is built.
         _ = self.manifest
+
+    def baselines(self) -> dict[str, float]:
+        """Bits per byte of methods without a network on the bytes that this trainer validates on."""
+        blocks = self._blocks("val", None)
+        size = blocks.size
+        if self.trainer is not None and self.trainer.num_val_batches:
+            size = min(size, int(self.trainer.num_val_batches[0]) * self.batch_size)
+        return baselines(self.shards_dir, size * self.context_length + 1)
 
     def identity(self) -> dict[str, Any]:
         return {

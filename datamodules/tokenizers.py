@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: npt.ArrayLike) -> str: ...
 
+    def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
+        """The UTF-8 bytes of the tokens, with one NUL byte where a document ends."""
+        ...
+
     def describe(self) -> dict[str, Any]: ...
 
 
@@ -57,7 +61,10 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
+        return np.asarray(ids).astype(np.uint8).tobytes()
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "bytes"}
