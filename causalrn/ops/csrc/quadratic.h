@@ -87,30 +87,46 @@ CAUSALRN_INLINE float row_sum(const float* row, int64_t channels) {
     return sum(total);
 }
 
-// Copies a row into scratch: `high` + `low` is the row less its mean (with centre) to twice the digits of a float, so
-// that high_i + high_j, where these cancel, can be corrected by low_i + low_j. Returns the sum of squares of `high`.
-static float pack_row(const void* tensor, int64_t offset, int64_t channels, bool bf16, bool centre, float* high,
-                      float* low) {
-    const int64_t stride = padded(channels);
-    for (int64_t d = 0; d < channels; d += kWidth)
-        store(high + d, load_row(tensor, offset + d, int(min(int64_t(kWidth), channels - d)), bf16));
+// Half as many doubles as floats fit into a vector.
+typedef double dvec __attribute__((vector_size(4 * kWidth)));
+typedef float half_vec __attribute__((vector_size(2 * kWidth)));
+
+CAUSALRN_INLINE dvec widen(const float* p) {
+    half_vec x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector(x, dvec);
+}
+CAUSALRN_INLINE void narrow(float* p, dvec x) {
+    half_vec rounded = __builtin_convertvector(x, half_vec);
+    memcpy(p, &rounded, sizeof rounded);
+}
+
+// A row in scratch memory, less its mean where the norm centres.
+struct Row {
+    const float* values;
+    // Of `values`.
+    float squares;
+    double mean;
+    // Where the row begins in its tensor.
+    int64_t offset;
+};
+
+static Row pack_row(const void* tensor, int64_t offset, int64_t channels, bool bf16, bool centre, float* values) {
+    const int64_t stride = padded(channels), whole = channels / kWidth * kWidth;
+    for (int64_t d = 0; d < whole; d += kWidth) store(values + d, load_row(tensor, offset + d, kWidth, bf16));
+    if (whole < channels) store(values + whole, load_row(tensor, offset + whole, int(channels - whole), bf16));
+    double mean = 0;
     if (centre) {
-        double totals[kWidth] = {};
-        for (int64_t d = 0; d < stride; d += kWidth)
-            for (int lane = 0; lane < kWidth; ++lane) totals[lane] += double(high[d + lane]);
-        double mean = 0;
-        for (int lane = 0; lane < kWidth; ++lane) mean += totals[lane];
+        dvec total = {};
+        for (int64_t d = 0; d < stride; d += kWidth / 2) total += widen(values + d);
+        for (int lane = 0; lane < kWidth / 2; ++lane) mean += total[lane];
         mean /= double(channels);
-        for (int64_t d = 0; d < stride; ++d) {
-            double exact = double(high[d]) - mean;
-            high[d] = float(exact);
-            low[d] = float(exact - double(high[d]));
-        }
-        for (int64_t d = channels; d < stride; ++d) high[d] = low[d] = 0;
+        for (int64_t d = 0; d < stride; d += kWidth / 2) narrow(values + d, widen(values + d) - mean);
+        for (int64_t d = channels; d < stride; ++d) values[d] = 0;
     }
     vec squares = {};
-    for (int64_t d = 0; d < stride; d += kWidth) squares += load(high + d) * load(high + d);
-    return sum(squares);
+    for (int64_t d = 0; d < stride; d += kWidth) squares += load(values + d) * load(values + d);
+    return {values, sum(squares), mean, offset};
 }
 
 // Which keys a query at `position` reaches, and how many of them carry a weight that is not 0 in float.
@@ -131,49 +147,53 @@ CAUSALRN_INLINE Reach reach_of(const QuadraticArguments& a, int64_t head, int64_
     return {begin, end, count};
 }
 
-// The keys of one batch entry and head, packed.
+// The keys of one batch entry and head, packed: row j is `values + j * stride`, and `rows[j]` tells of it.
 struct Keys {
-    const float *high, *low, *squares;
+    const float* values;
+    const Row* rows;
     int64_t stride;
 };
 
 // All keys in scratch memory: filled by every thread of a team together.
 struct PackedKeys {
-    const int64_t stride, keys, rows;
-    float* const memory;
+    // A block of keys may be read beyond the last key; what is read there is not used.
+    static constexpr int kReadAhead = 16;
+    const int64_t stride, keys, count;
+    float* const values;
+    Row* const rows;
 
     explicit PackedKeys(const QuadraticArguments& a)
         : stride(padded(a.channels)),
           keys(a.keys),
-          rows(a.batch * a.heads * a.keys),
-          memory(allocate_floats(rows * (2 * padded(a.channels) + 1))) {}
-    ~PackedKeys() { free(memory); }
+          count(a.batch * a.heads * a.keys),
+          values(allocate_floats((count + kReadAhead) * padded(a.channels))),
+          rows(static_cast<Row*>(malloc(sizeof(Row) * count))) {}
+    ~PackedKeys() {
+        free(values);
+        free(rows);
+    }
     PackedKeys(const PackedKeys&) = delete;
 
-    float* high() const { return memory; }
-    float* low() const { return memory + rows * stride; }
-    float* squares() const { return memory + 2 * rows * stride; }
+    bool complete() const { return values && rows; }
 
     void fill(const QuadraticArguments& a) const {
 #pragma omp for schedule(static) nowait
-        for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t row = 0; row < count; ++row) {
             int64_t group = row / a.keys, j = row % a.keys;
             int64_t offset = ((group / a.heads * a.keys + j) * a.heads + group % a.heads) * a.channels;
-            squares()[row] = pack_row(a.k, offset, a.channels, a.bf16, a.norm == kLayer, high() + row * stride,
-                                      low() + row * stride);
+            rows[row] = pack_row(a.k, offset, a.channels, a.bf16, a.norm == kLayer, values + row * stride);
         }
     }
 
     // The keys of one batch entry and head.
     Keys group(int64_t index) const {
-        int64_t first = index * keys;
-        return {high() + first * stride, low() + first * stride, squares() + first, stride};
+        return {values + index * keys * stride, rows + index * keys, stride};
     }
 };
 
 struct Query {
-    const float *high, *low;
-    float squares, gain;
+    Row row;
+    float gain;
     int64_t position;
 };
 
@@ -181,9 +201,9 @@ CAUSALRN_INLINE int64_t query_offset(const QuadraticArguments& a, int64_t b, int
     return ((b * a.queries + i) * a.heads + h) * a.channels;
 }
 
-CAUSALRN_INLINE Query pack_query(const QuadraticArguments& a, int64_t b, int64_t h, int64_t i, float* high, float* low) {
-    float squares = pack_row(a.q, query_offset(a, b, h, i), a.channels, a.bf16, a.norm == kLayer, high, low);
-    return {high, low, squares, a.gain ? a.gain[i * a.heads + h] : 1.0f, i + a.keys - a.queries};
+CAUSALRN_INLINE Query pack_query(const QuadraticArguments& a, int64_t b, int64_t h, int64_t i, float* values) {
+    Row row = pack_row(a.q, query_offset(a, b, h, i), a.channels, a.bf16, a.norm == kLayer, values);
+    return {row, a.gain ? a.gain[i * a.heads + h] : 1.0f, i + a.keys - a.queries};
 }
 
 // Through the centring of "layer" no gradient of a row has a mean.
@@ -200,40 +220,84 @@ struct Pairs {
     alignas(64) float inverse[kBlock], std[kBlock], weight[kBlock];
 };
 
-// Sums of squares of q + k for `count` consecutive keys.
-template <int kBlock>
-CAUSALRN_INLINE void sums_of_squares(const float* q, const float* k, int64_t stride, int count, float* squares) {
-    for (int p = 0; p < count; p += 4) {
-        const float* row[4];
-        for (int n = 0; n < 4; ++n) row[n] = k + min(p + n, count - 1) * stride;
-        vec total[4] = {};
-        for (int64_t d = 0; d < stride; d += kWidth) {
-            vec query = load(q + d);
-            for (int n = 0; n < 4; ++n) {
-                vec x = query + load(row[n] + d);
-                total[n] += x * x;
+// squares[n][p] = |q_n + k_p|^2 for the queries of a block and the keys [begin, end), rounded outwards to groups of 4
+// keys and 2 queries: each loaded row then serves several pairs. Both blocks are readable to their full size.
+template <int kQueries, int kBlock>
+static void sums_of_squares(const float* q, int queries, const float* k, int64_t stride, int begin, int end,
+                            float (*squares)[kBlock]) {
+    for (int p = begin / 4 * 4; p < end; p += 4) {
+        const float* row = k + p * stride;
+        for (int n = 0; n < queries; n += 2) {
+            vec total[2][4] = {};
+            for (int64_t d = 0; d < stride; d += kWidth) {
+                vec first = load(q + n * stride + d), second = load(q + (n + 1) * stride + d);
+                for (int key = 0; key < 4; ++key) {
+                    vec value = load(row + key * stride + d);
+                    total[0][key] += (first + value) * (first + value);
+                    total[1][key] += (second + value) * (second + value);
+                }
             }
+            sum_four(total[0], squares[n] + p);
+            sum_four(total[1], squares[n + 1] + p);
         }
-        sum_four(total, squares + p);
     }
 }
 
 // Where q + k is this much shorter than q and k themselves (squared), the rounding of the packed rows shows.
 constexpr float kCancelled = 0.25f;
 
-// Fills `pairs` with the keys [begin, begin + count) of a query, and `cancelled` with those of them where q and k nearly
-// cancel, whose x is then formed to full precision in `exact` (kBlock rows).
+CAUSALRN_INLINE bool cancels(const Query& query, const Keys& keys, int64_t key, float squares) {
+    return !(squares >= kCancelled * (query.row.squares + keys.rows[key].squares));
+}
+
+// Moves the pairs that nearly cancel from `pairs` to `cancelled`, whose x is formed to full precision in `exact`.
 template <int kBlock>
-static void form_pairs(const QuadraticArguments& a, int64_t head, const Query& query, const Keys& keys, int64_t begin,
-                       int count, Pairs<kBlock>& pairs, Pairs<kBlock>& cancelled, float* exact) {
-    const float* k = keys.high + begin * keys.stride;
+static void split_cancelled(const QuadraticArguments& a, const Query& query, const Keys& keys, Pairs<kBlock>& pairs, float* squares,
+                            Pairs<kBlock>& cancelled, float* cancelled_squares, float* exact) {
+    int kept = 0;
+    for (int p = 0; p < pairs.count; ++p) {
+        const int64_t key = pairs.key[p];
+        const bool moved = cancels(query, keys, key, squares[p]);
+        Pairs<kBlock>& to = moved ? cancelled : pairs;
+        const int place = moved ? cancelled.count++ : kept++;
+        to.row[place] = pairs.row[p];
+        to.key[place] = pairs.key[p];
+        to.weight[place] = pairs.weight[p];
+        (moved ? cancelled_squares : squares)[place] = squares[p];
+        if (!moved) continue;
+        float* x = exact + place * keys.stride;
+        const Row other = keys.rows[key];
+        vec total = {};
+        for (int64_t d = 0; d < keys.stride; d += kWidth) {
+            const int count = int(min(int64_t(kWidth), a.channels - d));
+            alignas(64) float first[kWidth], second[kWidth];
+            store(first, load_row(a.q, query.row.offset + d, count, a.bf16));
+            store(second, load_row(a.k, other.offset + d, count, a.bf16));
+            const double mean = query.row.mean + other.mean;
+            for (int lane = 0; lane < kWidth; lane += kWidth / 2)
+                narrow(x + d + lane, widen(first + lane) + widen(second + lane) - mean);
+            vec value = load_part(x + d, count);
+            store(x + d, value);
+            total += value * value;
+        }
+        cancelled.row[place] = x;
+        cancelled_squares[place] = sum(total);
+    }
+    pairs.count = kept;
+}
+
+// Fills `pairs` with the keys [begin, begin + count) of a query, whose sums of squares are given, and `cancelled` with
+// those of them where q and k nearly cancel; `exact` has kBlock rows.
+template <int kBlock>
+static void form_pairs(const QuadraticArguments& a, int64_t head, const Query& query, const Keys& keys,
+                       const float* given_squares, int64_t begin, int count, Pairs<kBlock>& pairs,
+                       Pairs<kBlock>& cancelled, float* exact) {
     pairs.count = count;
     cancelled.count = 0;
-    for (int p = 0; p < kBlock; ++p) {
-        pairs.row[p] = k + p * keys.stride;
+    const float* row = keys.values + begin * keys.stride;
+    for (int p = 0; p < kBlock; ++p, row += keys.stride) {
+        pairs.row[p] = row;
         pairs.key[p] = int(begin) + p;
-        pairs.inverse[p] = pairs.weight[p] = 1;
-        pairs.std[p] = 0;
     }
     if (a.slope) {
         for (int p = 0; p < kBlock; ++p) {
@@ -242,55 +306,40 @@ static void form_pairs(const QuadraticArguments& a, int64_t head, const Query& q
         }
         for (int p = 0; p < kBlock; p += kWidth) store(pairs.weight + p, exp(load(pairs.weight + p)));
     }
-    if (a.norm == kNone) return;
-
-    const float per_channel = 1.0f / float(a.channels);
-    alignas(64) float squares[kBlock] = {};
-    sums_of_squares<kBlock>(query.high, k, keys.stride, count, squares);
-    if (a.norm == kLayer) {
-        int kept = 0;
-        for (int p = 0; p < count; ++p) {
-            if (squares[p] >= kCancelled * (query.squares + keys.squares[begin + p])) {
-                pairs.row[kept] = pairs.row[p];
-                pairs.key[kept] = pairs.key[p];
-                pairs.weight[kept] = pairs.weight[p];
-                squares[kept++] = squares[p];
-                continue;
-            }
-            float* x = exact + cancelled.count * keys.stride;
-            const float* low = keys.low + (begin + p) * keys.stride;
-            vec total = {};
-            for (int64_t d = 0; d < keys.stride; d += kWidth) {
-                vec value = (load(query.high + d) + load(pairs.row[p] + d)) + (load(query.low + d) + load(low + d));
-                store(x + d, value);
-                total += value * value;
-            }
-            cancelled.row[cancelled.count] = x;
-            cancelled.key[cancelled.count] = pairs.key[p];
-            cancelled.weight[cancelled.count] = pairs.weight[p];
-            cancelled.std[cancelled.count] = __builtin_sqrtf(sum(total) * per_channel);
-            cancelled.inverse[cancelled.count] = 1.0f / (cancelled.std[cancelled.count] + a.eps);
-            ++cancelled.count;
+    if (a.norm == kNone) {
+        for (int p = 0; p < kBlock; ++p) {
+            pairs.inverse[p] = 1;
+            pairs.std[p] = 0;
         }
-        pairs.count = kept;
+        return;
     }
-    for (int p = 0; p < kBlock; ++p) pairs.std[p] = __builtin_sqrtf(squares[p] * per_channel);
-    for (int p = 0; p < kBlock; ++p) pairs.inverse[p] = 1.0f / (pairs.std[p] + a.eps);
+    alignas(64) float squares[kBlock] = {}, cancelled_squares[kBlock] = {};
+    int any = 0;
+    for (int p = 0; p < count; ++p) {
+        squares[p] = given_squares[p];
+        any |= cancels(query, keys, begin + p, squares[p]);
+    }
+    auto normalise = [&](Pairs<kBlock>& of, const float* sums) __attribute__((always_inline)) {
+        const float per_channel = 1.0f / float(a.channels), eps = a.eps;
+        for (int p = 0; p < kBlock; ++p) of.std[p] = __builtin_sqrtf(sums[p] * per_channel);
+        for (int p = 0; p < kBlock; ++p) of.inverse[p] = 1.0f / (of.std[p] + eps);
+    };
+    // Without centring, q + k has been rounded once only.
+    if (any && a.norm == kLayer) {
+        split_cancelled<kBlock>(a, query, keys, pairs, squares, cancelled, cancelled_squares, exact);
+        normalise(cancelled, cancelled_squares);
+    }
+    normalise(pairs, squares);
 }
 
 // Whether every argument of exp is known to stay where exp_steps holds: |norm(x)| <= sqrt(D).
 static bool exp_is_bounded(const QuadraticArguments& a) {
-    float largest = 1;
     if (a.norm == kNone) return false;
-    if (a.gain) {
-        largest = 0;
-        for (int64_t n = 0; n < a.queries * a.heads; ++n) {
-            float size = a.gain[n] < 0 ? -a.gain[n] : a.gain[n];
-            // Not `>`: a NaN must end up in `largest`.
-            largest = size <= largest ? largest : size;
-        }
-    }
-    return largest * __builtin_sqrtf(float(a.channels)) < 86.0f;
+    const float reach = __builtin_sqrtf(float(a.channels)), largest = 86.0f;
+    bool bounded = reach < largest;
+    for (int64_t n = 0; a.gain && n < a.queries * a.heads; ++n)
+        bounded = bounded && a.gain[n] * reach < largest && a.gain[n] * reach > -largest;
+    return bounded;
 }
 
 // Calls run(activation) with the activation of the arguments.

@@ -14,13 +14,12 @@ constexpr int kKeyLanes = kKeyBlock > kWidth ? kKeyBlock : kWidth;
 
 // Scratch memory of one thread.
 struct Workspace {
-    float *q, *low, *grad, *dq, *exact, *zero, *w;
+    float *q, *grad, *dq, *exact, *zero, *w;
 
-    static int64_t size(int64_t stride) { return (4 * kQueryBlock + 2 * kKeyBlock + 1) * stride; }
+    static int64_t size(int64_t stride) { return (3 * kQueryBlock + 2 * kKeyBlock + 1) * stride; }
     Workspace(float* memory, int64_t stride)
         : q(memory),
-          low(q + kQueryBlock * stride),
-          grad(low + kQueryBlock * stride),
+          grad(q + kQueryBlock * stride),
           dq(grad + kQueryBlock * stride),
           exact(dq + kQueryBlock * stride),
           zero(exact + kKeyBlock * stride),
@@ -89,23 +88,27 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
     float dgain[kQueryBlock] = {};
     int64_t begin = a.keys, end = 0;
     for (int n = 0; n < rows; ++n) {
-        query[n] = pack_query(a, b, h, first + n, work.q + n * stride, work.low + n * stride);
+        query[n] = pack_query(a, b, h, first + n, work.q + n * stride);
         reach[n] = reach_of(a, h, query[n].position);
         begin = min(begin, reach[n].begin);
         end = max(end, reach[n].end);
         float* grad = work.grad + n * stride;
         const float factor = 1.0f / float(reach[n].count);
-        pack_row(a.grad, query_offset(a, b, h, first + n), a.channels, a.bf16, false, grad, nullptr);
+        pack_row(a.grad, query_offset(a, b, h, first + n), a.channels, a.bf16, false, grad);
         for (int64_t d = 0; d < stride; ++d) grad[d] *= factor;
     }
-    Pairs<kKeyLanes> pairs, cancelled;
+    Pairs<kKeyLanes> pairs = {}, cancelled = {};
     for (int64_t block = begin; block < end; block += kKeyBlock) {
+        float squares[kQueryBlock][kKeyLanes];
+        if (a.norm != kNone)
+            sums_of_squares<kQueryBlock, kKeyLanes>(work.q, rows, keys.values + block * stride, stride, 0,
+                                                    int(min(int64_t(kKeyBlock), end - block)), squares);
         for (int n = 0; n < rows; ++n) {
             int64_t from = max(block, reach[n].begin), to = min(block + kKeyBlock, reach[n].end);
             if (from >= to) continue;
-            form_pairs<kKeyLanes>(a, h, query[n], keys, from, int(to - from), pairs, cancelled, work.exact);
+            form_pairs<kKeyLanes>(a, h, query[n], keys, squares[n] + (from - block), from, int(to - from), pairs, cancelled, work.exact);
             float *grad = work.grad + n * stride, *dq = work.dq + n * stride;
-            dgain[n] += add_pairs<Act, kWeighted>(a, query[n].high, grad, pairs, query[n].gain, stride, work.w, dq, dk);
+            dgain[n] += add_pairs<Act, kWeighted>(a, query[n].row.values, grad, pairs, query[n].gain, stride, work.w, dq, dk);
             if (cancelled.count)
                 dgain[n] += add_pairs<Act, kWeighted>(a, work.zero, grad, cancelled, query[n].gain, stride, work.w, dq, dk);
         }
@@ -151,7 +154,7 @@ static int backward(const QuadraticArguments& a) {
     float* const dk = allocate_floats(groups * group_size);
     float* const own_dk = allocate_floats((a.threads - 1) * group_size);
     Share* const shares = static_cast<Share*>(malloc(sizeof(Share) * a.threads));
-    const bool complete = packed.memory && scratch && dk && own_dk && shares;
+    const bool complete = packed.complete() && scratch && dk && own_dk && shares;
     if (complete) {
         cut_shares(a, blocks, shares);
 #pragma omp parallel num_threads(a.threads)

@@ -37,8 +37,7 @@ static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t
                           float* scratch) {
     const int64_t stride = keys.stride;
     float* const q = scratch;
-    float* const low = q + kQueryBlock * stride;
-    float* const total = low + kQueryBlock * stride;
+    float* const total = q + kQueryBlock * stride;
     float* const exact = total + kQueryBlock * stride;
     float* const zero = exact + kKeyBlock * stride;
     memset(total, 0, sizeof(float) * kQueryBlock * stride);
@@ -49,18 +48,22 @@ static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t
     Reach reach[kQueryBlock];
     int64_t begin = a.keys, end = 0;
     for (int n = 0; n < rows; ++n) {
-        query[n] = pack_query(a, b, h, first + n, q + n * stride, low + n * stride);
+        query[n] = pack_query(a, b, h, first + n, q + n * stride);
         reach[n] = reach_of(a, h, query[n].position);
         begin = min(begin, reach[n].begin);
         end = max(end, reach[n].end);
     }
-    Pairs<kKeyBlock> pairs, cancelled;
+    Pairs<kKeyBlock> pairs = {}, cancelled = {};
     for (int64_t block = begin; block < end; block += kKeyBlock) {
+        float squares[kQueryBlock][kKeyBlock];
+        if (a.norm != kNone)
+            sums_of_squares<kQueryBlock, kKeyBlock>(q, rows, keys.values + block * stride, stride, 0,
+                                                    int(min(int64_t(kKeyBlock), end - block)), squares);
         for (int n = 0; n < rows; ++n) {
             int64_t from = max(block, reach[n].begin), to = min(block + kKeyBlock, reach[n].end);
             if (from >= to) continue;
-            form_pairs<kKeyBlock>(a, h, query[n], keys, from, int(to - from), pairs, cancelled, exact);
-            add_pairs<Act, kWeighted>(query[n].high, pairs, query[n].gain, stride, total + n * stride);
+            form_pairs<kKeyBlock>(a, h, query[n], keys, squares[n] + (from - block), from, int(to - from), pairs, cancelled, exact);
+            add_pairs<Act, kWeighted>(query[n].row.values, pairs, query[n].gain, stride, total + n * stride);
             if (cancelled.count) add_pairs<Act, kWeighted>(zero, cancelled, query[n].gain, stride, total + n * stride);
         }
     }
@@ -72,9 +75,9 @@ static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t
 template <class Act, bool kWeighted>
 static int forward(const QuadraticArguments& a) {
     PackedKeys packed(a);
-    const int64_t stride = packed.stride, per_thread = (3 * kQueryBlock + kKeyBlock + 1) * stride;
+    const int64_t stride = packed.stride, per_thread = (2 * kQueryBlock + kKeyBlock + 1) * stride;
     float* scratch = allocate_floats(a.threads * per_thread);
-    if (!scratch || !packed.memory) {
+    if (!scratch || !packed.complete()) {
         free(scratch);
         return kOutOfMemory;
     }
