@@ -1,6 +1,5 @@
 """The string-copying task of the paper as an endless training stream and fixed, hashed evaluation sets."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,37 +7,16 @@ import numpy as np
 
 from datamodules.base import StreamDataModule
 from datamodules.order import Int64Array, derive_key, random_integers
-from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
-
-# Token ids of the official code; letters follow.
-BOS, SEP, EOS = 0, 1, 2
-FIRST_LETTER = 3
-
-# Positions of a string are hashed as index * 2**24 + position.
-_MAX_LENGTH = 1 << 24
-
-
-def copy_rows(strings: Int64Array) -> Rows:
-    """Rows `BOS s SEP s` and their targets: `s EOS` on the positions from SEP on, ignored before it.
-
-    `strings` (B, S) of token ids gives tokens and targets (B, 2 * S + 2).
-    """
-    rows, length = strings.shape
-    tokens = np.empty((rows, 2 * length + 2), dtype=np.int32)
-    tokens[:, 0] = BOS
-    tokens[:, 1 : length + 1] = strings
-    tokens[:, length + 1] = SEP
-    tokens[:, length + 2 :] = strings
-    targets = np.full_like(tokens, IGNORE_INDEX)
-    targets[:, length + 1 : -1] = strings
-    targets[:, -1] = EOS
-    return {"tokens": tokens, "targets": targets}
-
-
-def random_strings(key: np.uint64, ids: Int64Array, length: int, alphabet_size: int) -> Int64Array:
-    """Letters (B, S) of the strings with the given ids; a string depends on its key and id only."""
-    counters = ids[:, None] * _MAX_LENGTH + np.arange(length)
-    return FIRST_LETTER + random_integers(key, counters, alphabet_size)
+from datamodules.stream import Batch, Rows, Samples, widen
+from datamodules.strings import (
+    EOS,
+    FIRST_LETTER,
+    IGNORE_INDEX,
+    MAX_LENGTH,
+    copy_rows,
+    evaluation_rows,
+    random_strings,
+)
 
 
 class _CopyRows:
@@ -88,17 +66,12 @@ class CopyEvaluation(_CopyRows):
     """The evaluation set of one length: the same strings for every user, run and training seed."""
 
     def __init__(self, split: str, length: int, alphabet_size: int) -> None:
-        self.key = derive_key("copy", split, length, alphabet_size)
+        self.split = split
         self.length = length
         self.alphabet_size = alphabet_size
 
     def read(self, ids: Int64Array) -> Rows:
-        return copy_rows(random_strings(self.key, ids, self.length, self.alphabet_size))
-
-    def sha256(self, size: int) -> str:
-        """Hash of the first `size` strings as little-endian int64 token rows, by which results are compared."""
-        tokens = self.read(np.arange(size))["tokens"]
-        return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
+        return evaluation_rows(self.split, self.length, self.alphabet_size, ids)
 
 
 class CopyDataModule(StreamDataModule):
@@ -129,7 +102,7 @@ class CopyDataModule(StreamDataModule):
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters(logger=False)
         bounds = [length, length] if isinstance(length, int) else length
-        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] < _MAX_LENGTH:
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] < MAX_LENGTH:
             raise ValueError(f"length must be a number of letters or [shortest, longest], got {length}")
         if vocab_size <= FIRST_LETTER:
             raise ValueError(

@@ -29,13 +29,16 @@ class DocumentError(ValueError):
 class Span:
     """A part of an input file: bytes of .txt and .jsonl, row groups of .parquet, the whole of other kinds.
 
-    `split` forces the split of its documents; otherwise each document is assigned by its content.
+    `split` forces the split of its documents; otherwise each document is assigned by its content. `closes` is False
+    where the document goes on in the next span. `kind` is the suffix by which a file without one is read.
     """
 
     path: str
     start: int = 0
     stop: int | None = None
     split: str | None = None
+    closes: bool = True
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def cut(path: Path, unit_bytes: int) -> list[Span]:
 
 def read_documents(span: Span, text_field: str) -> Iterator[Document]:
     """The documents of a span in order."""
-    kind = kind_of(span.path)
+    kind = span.kind or kind_of(span.path)
     try:
         if kind == ".txt":
             yield _text_document(span)

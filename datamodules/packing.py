@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.documents import Document, DocumentError, Span, read_documents
-from datamodules.shards import MEMBER_TOKENS, Shard, ShardWriter, write_atomically
+from datamodules.shard_writer import ShardWriter
+from datamodules.shards import MEMBER_TOKENS, Shard, write_atomically
 from datamodules.tokenizers import Tokens, from_description, token_dtype
 
 SPLITS = ("train", "val", "test")
@@ -65,15 +66,15 @@ class UnitRecord:
 
 
 class SplitWriter:
-    """Packs a stream of tokens into members and members into shards `{split}-{unit}-{number}.tar`."""
+    """Packs a stream of tokens into members and members into shards `{prefix}-{number}.tar`."""
 
-    def __init__(self, folder: Path, split: str, unit: int, settings: PackSettings) -> None:
+    def __init__(self, folder: Path, prefix: str, dtype: str, shard_tokens: int) -> None:
         self.folder = folder
-        self.prefix = f"{split}-{unit:05d}"
-        self.shard_members = max(1, settings.shard_tokens // MEMBER_TOKENS)
-        self.dtype = token_dtype(from_description(settings.tokenizer).vocab_size)
+        self.prefix = prefix
+        self.dtype = dtype
+        self.shard_members = max(1, shard_tokens // MEMBER_TOKENS)
         self.shards: list[Shard] = []
-        self._buffer = np.empty(MEMBER_TOKENS, dtype=self.dtype)
+        self._buffer = np.empty(MEMBER_TOKENS, dtype=dtype)
         self._filled = 0
         self._members = 0
         self._writer: ShardWriter | None = None
@@ -139,7 +140,10 @@ def pack_unit(
     tokenizer = from_description(settings.tokenizer)
     end = np.array([tokenizer.eot_id])
     record = UnitRecord()
-    writers = {split: SplitWriter(folder, split, unit, settings) for split in SPLITS}
+    dtype = token_dtype(tokenizer.vocab_size)
+    writers = {
+        split: SplitWriter(folder, f"{split}-{unit:05d}", dtype, settings.shard_tokens) for split in SPLITS
+    }
     try:
         for span in spans:
             for document in read_documents(span, settings.text_field):
@@ -159,10 +163,11 @@ def pack_unit(
                 if not size:
                     record.empty_documents += 1
                     continue
-                if settings.end_documents:
-                    writers[split].write(end)
-                record.documents[split] += 1
                 record.text_bytes[split] += size
+                if span.closes:
+                    record.documents[split] += 1
+                    if settings.end_documents:
+                        writers[split].write(end)
         for split, writer in writers.items():
             record.shards[split] = writer.close()
     except BaseException:

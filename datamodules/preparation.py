@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -12,14 +13,22 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.documents import DocumentError, Span, cut, find_files, kind_of
-from datamodules.packing import PARTS, SPLITS, PackSettings, UnitRecord, pack_unit, record_path
+from datamodules.documents import DocumentError, Span, cut, find_files, kind_of, read_documents
+from datamodules.packing import (
+    PARTS,
+    SPLITS,
+    PackSettings,
+    UnitRecord,
+    assign_split,
+    pack_unit,
+    record_path,
+)
 from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, Split, write_atomically
-from datamodules.tokenizers import from_description, token_dtype
+from datamodules.tokenizers import decode_pieces, from_description, token_dtype
 
 # Input bytes of one unit of parallel work: seconds of work, so that little is repeated after a kill.
 UNIT_BYTES = 1 << 26
@@ -189,12 +198,36 @@ def _merge(plan: Plan, folder: Path) -> Manifest:
     )
 
 
+def cut_document(whole: Span) -> list[Span]:
+    """A range of a .txt file as spans of about UNIT_BYTES, cut at line ends."""
+    path, stop = Path(whole.path), whole.stop or 0
+    bounds = [whole.start]
+    while bounds[-1] < stop:
+        bounds.append(min(_line_end(path, bounds[-1] + UNIT_BYTES), stop))
+    return [
+        replace(whole, start=start, stop=end, closes=whole.closes and end == stop)
+        for start, end in itertools.pairwise(bounds)
+    ]
+
+
+def plan_texts(plan: Plan, splits: Sequence[str]) -> Iterator[str]:
+    """The text of every usable document of some splits, in pieces: what a tokenizer is trained on."""
+    for spans in plan.units:
+        for span in spans:
+            for document in read_documents(span, plan.settings.text_field):
+                if (span.split or assign_split(document, plan.settings)) in splits and (
+                    not plan.settings.check_documents or document.check() is None
+                ):
+                    yield from decode_pieces(document.pieces())
+
+
 def _by_position(path: Path, settings: PackSettings) -> list[Span]:
     size = path.stat().st_size
     val_start = _line_end(path, int(size * (1 - settings.val_fraction - settings.test_fraction)))
     test_start = _line_end(path, int(size * (1 - settings.test_fraction)))
     bounds = {"train": (0, val_start), "val": (val_start, test_start), "test": (test_start, size)}
-    return [Span(str(path), start, stop, split) for split, (start, stop) in bounds.items() if start < stop]
+    spans = [Span(str(path), start, stop, split) for split, (start, stop) in bounds.items() if start < stop]
+    return [part for span in spans for part in cut_document(span)]
 
 
 def _line_end(path: Path, offset: int) -> int:

@@ -1,13 +1,9 @@
-"""Token shards: plain WebDataset tar files and the manifest that says where every token lies and how to check it."""
+"""The manifest of a folder of shards, and random access to the tokens that it lists."""
 
-import contextlib
 import hashlib
-import io
 import json
 import os
-import tarfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +20,6 @@ VERSION = 1
 # Tokens of one tar member. A member is the unit of checksums: small enough that checking it on first touch costs
 # little more than reading it, large enough that 10 GB need only 160,000 entries in the manifest.
 MEMBER_TOKENS = 1 << 16
-
-_TAR_BLOCK = 512
 
 
 class ShardError(ValueError):
@@ -113,81 +107,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-class ShardWriter:
-    """Writes tokens into one tar file of .npy members under a temporary name; `close` renames it.
-
-    Raises:
-        ShardError: where the system refuses the write, as on a full disk; the temporary file is removed.
-    """
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path = path
-        self.temporary = path.with_name(path.name + ".tmp")
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.tokens = 0
-        self._offsets: list[int] = []
-        self._crc32: list[int] = []
-        self._sha256 = hashlib.sha256()
-        self._size_bytes = 0
-        with self._naming_the_shard():
-            self._file = self.temporary.open("wb")
-
-    def write_member(self, tokens: npt.NDArray[Any]) -> None:
-        """Appends one member; only the last may hold fewer than MEMBER_TOKENS tokens."""
-        data = np.ascontiguousarray(tokens, dtype=self.dtype).data.cast("B")
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header,
-            {"descr": self.dtype.str, "fortran_order": False, "shape": (len(tokens),)},
-        )
-        info = tarfile.TarInfo(f"{self.path.stem}-{len(self._offsets):06d}.npy")
-        info.size = len(header.getvalue()) + len(data)
-        prefix = info.tobuf(tarfile.USTAR_FORMAT) + header.getvalue()
-        self._offsets.append(self._size_bytes + len(prefix))
-        self._crc32.append(zlib.crc32(data))
-        self.tokens += len(tokens)
-        self._write(prefix)
-        self._write(data)
-        self._write(bytes(-info.size % _TAR_BLOCK))
-
-    def close(self) -> Shard:
-        self._write(bytes(2 * _TAR_BLOCK))
-        with self._naming_the_shard():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self.temporary, self.path)
-        return Shard(
-            name=self.path.name,
-            tokens=self.tokens,
-            size_bytes=self._size_bytes,
-            sha256=self._sha256.hexdigest(),
-            offsets=self._offsets,
-            crc32=self._crc32,
-        )
-
-    def discard(self) -> None:
-        self.temporary.unlink(missing_ok=True)
-        # Closing flushes, which fails again where the disk is full; the descriptor is released all the same.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        with self._naming_the_shard():
-            self._file.write(data)
-        self._sha256.update(data)
-        self._size_bytes += len(data)
-
-    @contextlib.contextmanager
-    def _naming_the_shard(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if hasattr(self, "_file"):
-                self.discard()
-            raise ShardError(f"cannot write shard {self.path}: {error.strerror}") from None
 
 
 class TokenReader:

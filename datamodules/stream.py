@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import Int64Array
 from datamodules.shards import ShardError
+from datamodules.strings import IGNORE_INDEX
 
 Batch = dict[str, torch.Tensor]
 # What a worker sends for one batch: small arrays and lists, without a tensor's detour over shared memory.
 Rows = dict[str, Any]
 
-IGNORE_INDEX = -100
 # Batches whose order is computed at a time: enough to make the cost per batch of vectorised hashing negligible.
 _BATCHES_AHEAD = 64
 # Samples that a worker sends at a time: the queue costs as much for one small batch as for a few.

