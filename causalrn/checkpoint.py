@@ -79,9 +79,16 @@ def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def save_network(network: LanguageModel, path: str | Path) -> None:
-    """Writes a network as a checkpoint that `load_network` reads; replaces the file in one step."""
+def save_network(network: LanguageModel, path: str | Path, content: dict[str, Any] | None = None) -> None:
+    """Writes a network as a checkpoint that `load_network` reads; replaces the file in one step.
+
+    Args:
+        network: what to write.
+        path: file to write or replace.
+        content: plain values to add, as the description of a tokenizer.
+    """
     checkpoint = {
+        **(content or {}),
         "network": describe(network),
         "state_dict": {PREFIX + name: tensor for name, tensor in network.state_dict().items()},
     }
