@@ -146,7 +146,7 @@ def choose_run_dir(config: Namespace, checkpoint: Path | None) -> Path:
     Raises:
         ValueError: --run_dir holds a run already, and this one does not resume it.
     """
-    if "LOCAL_RANK" in os.environ and (named := os.environ.get(RUN_DIR_VARIABLE)):
+    if os.environ.get("LOCAL_RANK", "0") != "0" and (named := os.environ.get(RUN_DIR_VARIABLE)):
         return Path(named)
     if checkpoint is not None:
         return run_dir_of(checkpoint)

@@ -1,6 +1,7 @@
 """Shared fixtures: deterministic seeds, and torch.empty that returns NaN so that an unwritten output fails."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def seed_everything() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def restore_environment() -> Iterator[None]:
+    """Undoes what a strategy writes into the environment: a later run would take it for its launcher's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
