@@ -18,7 +18,7 @@ class Codec(Protocol):
     """What a prompt becomes, and what tokens look like."""
 
     vocab_size: int
-    stop_tokens: Sequence[int]
+    stop_tokens: tuple[int, ...]
     # For `temperature`, where the user gives none: a task with one right answer wants the most likely token.
     default_temperature: float
 
@@ -35,7 +35,7 @@ class TextCodec:
     def __init__(self, description: dict[str, Any]) -> None:
         self.tokenizer = from_description(description)
         self.vocab_size = self.tokenizer.vocab_size
-        self.stop_tokens = (self.tokenizer.eot_id,)
+        self.stop_tokens: tuple[int, ...] = (self.tokenizer.eot_id,)
 
     def encode(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt).tolist()
@@ -52,7 +52,7 @@ class LetterCodec:
     """
 
     default_temperature = 0.0
-    stop_tokens = (EOS,)
+    stop_tokens: tuple[int, ...] = (EOS,)
 
     def __init__(self, alphabet_size: int) -> None:
         self.letters = string.ascii_lowercase[:alphabet_size]
@@ -77,7 +77,7 @@ class NumberCodec:
     """Token ids as numbers between spaces, for models without a tokenizer."""
 
     default_temperature = 0.0
-    stop_tokens = ()
+    stop_tokens: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
