@@ -71,13 +71,21 @@ class StreamDataModule(lightning.LightningDataModule):
         return {**self.identity(), "next_index": self.position.index - self._unfinished_samples()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.check_identity(state_dict)
+        self.position.index = state_dict["next_index"]
+
+    def check_identity(self, state_dict: dict[str, Any]) -> None:
+        """Refuses the state of a run on other data.
+
+        Raises:
+            ValueError: naming what differs.
+        """
         for key, here in self.identity().items():
-            if state_dict[key] != here:
+            if state_dict.get(key) != here:
                 raise ValueError(
                     f"the checkpoint was trained on other data and cannot continue on this: {key} was "
-                    f"{state_dict[key]!r} and is {here!r}"
+                    f"{state_dict.get(key)!r} and is {here!r}"
                 )
-        self.position.index = state_dict["next_index"]
 
     def _fixed_loaders(self, split: str) -> list[FixedLoader]:
         return [

@@ -220,8 +220,8 @@ def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], Non
         sampler=batches,
         num_workers=num_workers,
         # The default collation would turn arrays into tensors, and tensors travel in shared memory: slower here.
-        collate_fn=_as_it_is,
-        worker_init_fn=_ignore_signals,
+        collate_fn=as_it_is,
+        worker_init_fn=ignore_signals,
         # A prefetch factor without workers is refused by the DataLoader.
         prefetch_factor=4 if num_workers else None,
     )
@@ -247,11 +247,13 @@ def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], Non
             yield batch
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """A collation that leaves arrays arrays."""
     return item
 
 
-def _ignore_signals(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
+    """Runs at the start of each worker process."""
     # A scheduler that signals a job reaches its workers too, and they have inherited the handlers of the training
     # process, which alone decides what to do. The end of the process must stay what terminates them.
     for number in (signal.SIGUSR1, signal.SIGUSR2):

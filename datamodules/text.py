@@ -1,14 +1,17 @@
 """Language modelling on token shards, read in an order that resumes exactly on any number of ranks."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 
 from datamodules.base import StreamDataModule
 from datamodules.baselines import baselines
+from datamodules.callbacks import SkippedSamples
 from datamodules.order import Int64Array, shuffled
 from datamodules.preparation import prepare
 from datamodules.presets import plan_preset
@@ -99,6 +102,7 @@ class TextDataModule(StreamDataModule):
         self.vocab_size = vocab_size
         self.on_bad_shard = on_bad_shard
         self.corpus = corpus
+        self.skipped_samples = 0
         self._manifest: Manifest | None = None
 
     @property
@@ -136,7 +140,17 @@ class TextDataModule(StreamDataModule):
         if self.corpus is not None and not (Path(self.shards_dir) / MANIFEST).exists():
             prepare(plan_preset(self.corpus, ByteTokenizer().describe()), self.shards_dir)
 
+    def on_rows(self, rows: Rows) -> None:
+        for _, problem in rows["unreadable"]:
+            if not self.skipped_samples:
+                warnings.warn(f"{problem}; its blocks are left out and counted", stacklevel=2)
+            self.skipped_samples += 1
+
     def setup(self, stage: str) -> None:
+        if self.on_bad_shard == "skip" and self.trainer is not None:
+            callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            if not any(isinstance(callback, SkippedSamples) for callback in callbacks):
+                callbacks.append(SkippedSamples())
         # Read here, so that what is wrong with the folder is said before anything is built.
         _ = self.manifest
 

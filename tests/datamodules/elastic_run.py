@@ -44,7 +44,11 @@ class Recorder(lightning.LightningModule):
 def run(settings: dict[str, Any]) -> None:
     ranks = settings["ranks"]
     data = TextDataModule(
-        settings["shards"], BLOCK_TOKENS, batch_size=settings["batch_size"], num_workers=settings["workers"], seed=7
+        settings["shards"],
+        BLOCK_TOKENS,
+        batch_size=settings["batch_size"],
+        num_workers=settings["workers"],
+        seed=7,
     )
     trainer = lightning.Trainer(
         accelerator="cpu",

@@ -1,6 +1,8 @@
 """A run stopped after any step and resumed on other ranks and workers sees the samples of the unbroken run."""
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,9 @@ class Runs:
         self.accumulate = accumulate
         self.count = 0
 
-    def segment(self, ranks: int, workers: int, max_steps: int, resume: Path | None = None, **more: Any) -> Path:
+    def segment(
+        self, ranks: int, workers: int, max_steps: int, resume: Path | None = None, **more: Any
+    ) -> Path:
         """Trains up to `max_steps`; returns the folder of the segment's record and checkpoints."""
         out = self.folder / str(self.count)
         self.count += 1
@@ -43,8 +47,9 @@ class Runs:
             capture_output=True,
             text=True,
             timeout=300,
+            check=False,
             cwd=SCRIPT.parents[2],
-            env={**__import__("os").environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
         )
         assert finished.returncode == 0, finished.stderr[-3000:]
         return out
@@ -56,7 +61,7 @@ def micro_steps(folder: Path) -> list[list[int]]:
         [json.loads(line)["ids"] for line in path.read_text().splitlines()]
         for path in sorted(folder.glob("record-*.jsonl"))
     ]
-    return [sum(parts, []) for parts in zip(*ranks, strict=True)]
+    return [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
 
 
 @pytest.mark.slow
@@ -69,7 +74,7 @@ def test_resuming_on_other_ranks_and_workers_continues_the_order(
     runs = Runs(tmp_path, numbered_shards, accumulate)
     unbroken = micro_steps(runs.segment(1, 0, steps))
     assert len(unbroken) == 20
-    assert sorted(sum(unbroken, [])[:26]) == list(range(26))
+    assert sorted(list(itertools.chain(*unbroken))[:26]) == list(range(26))
 
     # Stops in the middle of an epoch (after batch 4), at the end of one (after 12) and once more in the middle.
     stops = [4 // accumulate, 12 // accumulate, 16 // accumulate, steps]
