@@ -85,7 +85,8 @@ def forward(
             if gain is not None:
                 inverse = inverse * gain[queries].mT[:, :, None, None]
             pairs = ACTIVATIONS[activation](x * inverse) * weight[..., None]
-            out[:, :, queries] += pairs.sum(3)
+            # Chosen, not multiplied by 0: an unreachable pair may be infinite.
+            out[:, :, queries] += torch.where(reached[..., None], pairs, 0.0).sum(3)
             count = count + reached.sum(-1)
         out[:, :, queries] /= torch.as_tensor(count, device=q.device)[..., None]
     return out.transpose(1, 2).to(q.dtype).contiguous()
@@ -120,13 +121,14 @@ def backward(
         ]
         count = torch.stack([reached.sum(-1) for reached, _ in masks]).sum(0)
         upstream = (wide_grad[:, :, queries] / count[..., None])[:, :, :, None]
-        for keys, (_, weight) in zip(key_blocks, masks, strict=True):
+        for keys, (reached, weight) in zip(key_blocks, masks, strict=True):
             x, inverse, std = normalise_pairs(
                 wide_q[:, :, queries, None] + wide_k[:, :, None, keys], norm, eps
             )
             z = x * inverse
             rows = None if gain is None else gain[queries].mT[:, :, None, None]
             w = upstream * derivative(activation, z if rows is None else z * rows) * weight[..., None]
+            w = torch.where(reached[..., None], w, 0.0)
             along = (w * z).sum(-1, keepdim=True)
             if dgain is not None:
                 dgain[queries] += along.sum((0, 3, 4)).mT

@@ -57,7 +57,7 @@ CAUSALRN_INLINE vec load_row(const void* tensor, int64_t offset, int count, bool
 }
 
 // tensor[offset ...] = factor * (row - shift).
-static void store_row(void* tensor, int64_t offset, const float* row, int64_t channels, float factor, float shift,
+[[maybe_unused]] static void store_row(void* tensor, int64_t offset, const float* row, int64_t channels, float factor, float shift,
                       bool bf16) {
     for (int64_t d = 0; d < channels; d += kWidth) {
         vec value = factor * (load(row + d) - shift);
@@ -304,7 +304,10 @@ static void form_pairs(const QuadraticArguments& a, int64_t head, const Query& q
             int64_t distance = query.position - pairs.key[p];
             pairs.weight[p] = -a.slope[head] * float(distance < 0 ? -distance : distance);
         }
-        for (int p = 0; p < kBlock; p += kWidth) store(pairs.weight + p, exp(load(pairs.weight + p)));
+        for (int p = 0; p < kBlock; p += kWidth) {
+            const int part = min(kWidth, kBlock - p);
+            store_part(pairs.weight + p, exp(load_part(pairs.weight + p, part)), part);
+        }
     }
     if (a.norm == kNone) {
         for (int p = 0; p < kBlock; ++p) {

@@ -9,71 +9,103 @@ namespace causalrn {
 namespace CAUSALRN_ISA {
 
 constexpr int kQueryBlock = 8;
-constexpr int kKeyBlock = 8;
-constexpr int kKeyLanes = kKeyBlock > kWidth ? kKeyBlock : kWidth;
+constexpr int kKeyBlock = 16;
+// A tile of pairs that share their loaded rows: two queries with four keys.
+constexpr int kTileQueries = 2;
+constexpr int kTileKeys = 4;
 
 // Scratch memory of one thread.
 struct Workspace {
-    float *q, *grad, *dq, *exact, *zero, *w;
+    float *q, *grad, *dq, *dk, *exact, *zero, *w;
 
-    static int64_t size(int64_t stride) { return (3 * kQueryBlock + 2 * kKeyBlock + 1) * stride; }
+    static int64_t size(int64_t stride) {
+        return (3 * kQueryBlock + kKeyBlock + kTileKeys + 1 + kTileQueries * kTileKeys) * stride;
+    }
     Workspace(float* memory, int64_t stride)
         : q(memory),
           grad(q + kQueryBlock * stride),
           dq(grad + kQueryBlock * stride),
-          exact(dq + kQueryBlock * stride),
-          zero(exact + kKeyBlock * stride),
+          dk(dq + kQueryBlock * stride),
+          exact(dk + kKeyBlock * stride),
+          zero(exact + kTileKeys * stride),
           w(zero + stride) {}
 };
 
-// Adds the gradients of the pairs to dq and to the rows of dk; returns their part of dgain.
-template <class Act, bool kWeighted>
-static float add_pairs(const QuadraticArguments& a, const float* q, const float* grad,
-                       const Pairs<kKeyLanes>& pairs, float gain, int64_t stride, float* w, float* dq, float* dk) {
-    alignas(64) float products[kKeyLanes] = {}, along[kKeyLanes], radial[kKeyLanes];
-    for (int p = 0; p < pairs.count; p += 4) {
-        const float* row[4];
-        float* out[4];
-        vec scale[4], weight[4], total[4] = {};
-        for (int n = 0; n < 4; ++n) {
-            int pair = min(p + n, pairs.count - 1);
-            row[n] = pairs.row[pair];
-            out[n] = w + pair * stride;
-            scale[n] = broadcast(Act::kScale * gain * pairs.inverse[pair]);
-            weight[n] = broadcast(pairs.weight[pair]);
+// Row and scalars of one query of a tile, and of its pairs.
+struct TileQuery {
+    const float *q, *grad;
+    float* dq;
+    float gain;
+    float inverse[kTileKeys], std[kTileKeys], weight[kTileKeys];
+};
+
+// Adds the gradients of kQueries x kKeys pairs to dq and dk, and to dgain per query.
+template <class Act, bool kWeighted, int kQueries, int kKeys>
+CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery* query, const float* const* key,
+                              float* const* dk, float* w, double* dgain) {
+    vec products[kQueries][kTileKeys] = {}, scale[kQueries][kKeys], weight[kQueries][kKeys];
+    for (int n = 0; n < kQueries; ++n) {
+        for (int p = 0; p < kKeys; ++p) {
+            scale[n][p] = broadcast(Act::kScale * query[n].gain * query[n].inverse[p]);
+            weight[n][p] = broadcast(query[n].weight[p]);
         }
-        for (int64_t d = 0; d < stride; d += kWidth) {
-            vec query = load(q + d), upstream = load(grad + d);
-            for (int n = 0; n < 4; ++n) {
-                vec x = query + load(row[n] + d);
-                vec value = upstream * Act::derivative(x, scale[n]);
-                if (kWeighted) value *= weight[n];
-                store(out[n] + d, value);
-                total[n] += value * x;
-            }
-        }
-        sum_four(total, products + p);
-    }
-    float dgain = 0;
-    for (int p = 0; p < pairs.count; ++p) {
-        float product = pairs.inverse[p] * products[p];
-        dgain += product;
-        along[p] = gain * pairs.inverse[p];
-        // Where x = 0 the norm is x / eps, without a second term.
-        radial[p] = pairs.std[p] > 0 ? along[p] * product / (pairs.std[p] * float(a.channels)) : 0;
     }
     for (int64_t d = 0; d < stride; d += kWidth) {
-        vec query = load(q + d), partial = {};
-        for (int p = 0; p < pairs.count; ++p) {
-            vec x = query + load(pairs.row[p] + d);
-            vec dx = broadcast(along[p]) * load(w + p * stride + d) - broadcast(radial[p]) * x;
-            partial += dx;
-            float* out = dk + pairs.key[p] * stride + d;
-            store(out, load(out) + dx);
+        for (int p = 0; p < kKeys; ++p) {
+            vec row = load(key[p] + d);
+            for (int n = 0; n < kQueries; ++n) {
+                vec x = load(query[n].q + d) + row;
+                vec value = load(query[n].grad + d) * Act::derivative(x, scale[n][p]);
+                if (kWeighted) value *= weight[n][p];
+                store(w + (n * kKeys + p) * stride + d, value);
+                products[n][p] += value * x;
+            }
         }
-        store(dq + d, load(dq + d) + partial);
     }
-    return dgain;
+    vec along[kQueries][kKeys], radial[kQueries][kKeys];
+    for (int n = 0; n < kQueries; ++n) {
+        float sums[4];
+        sum_four(products[n], sums);
+        for (int p = 0; p < kKeys; ++p) {
+            const float product = query[n].inverse[p] * sums[p], factor = query[n].gain * query[n].inverse[p];
+            dgain[n] += product;
+            along[n][p] = broadcast(factor);
+            // Where x = 0 the norm is x / eps, without a second term.
+            radial[n][p] = broadcast(query[n].std[p] > 0 ? factor * product * per_channel / query[n].std[p] : 0);
+        }
+    }
+    for (int64_t d = 0; d < stride; d += kWidth) {
+        vec q[kQueries], dq[kQueries];
+        for (int n = 0; n < kQueries; ++n) {
+            q[n] = load(query[n].q + d);
+            dq[n] = vec{};
+        }
+        for (int p = 0; p < kKeys; ++p) {
+            vec row = load(key[p] + d), total = load(dk[p] + d);
+            for (int n = 0; n < kQueries; ++n) {
+                vec dx = along[n][p] * load(w + (n * kKeys + p) * stride + d) - radial[n][p] * (q[n] + row);
+                dq[n] += dx;
+                total += dx;
+            }
+            store(dk[p] + d, total);
+        }
+        for (int n = 0; n < kQueries; ++n) store(query[n].dq + d, load(query[n].dq + d) + dq[n]);
+    }
+}
+
+// Adds pairs that fill no tile, one by one.
+template <class Act, bool kWeighted>
+static void add_pairs(float per_channel, int64_t stride, const TileQuery& query, const float* q,
+                      const Pairs<kTileKeys>& pairs, const Workspace& work, int64_t block, double* dgain) {
+    for (int p = 0; p < pairs.count; ++p) {
+        TileQuery one = query;
+        one.q = q;
+        one.inverse[0] = pairs.inverse[p];
+        one.std[0] = pairs.std[p];
+        one.weight[0] = pairs.weight[p];
+        float* dk = work.dk + (pairs.key[p] - block) * stride;
+        add_tile<Act, kWeighted, 1, 1>(per_channel, stride, &one, &pairs.row[p], &dk, work.w, dgain);
+    }
 }
 
 template <class Act, bool kWeighted>
@@ -81,11 +113,13 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
                            const Workspace& work, float* dk) {
     const int64_t stride = keys.stride;
     const int rows = int(min(int64_t(kQueryBlock), a.queries - first));
+    const float per_channel = 1.0f / float(a.channels);
     memset(work.dq, 0, sizeof(float) * kQueryBlock * stride);
     memset(work.zero, 0, sizeof(float) * stride);
     Query query[kQueryBlock];
+    TileQuery tile[kQueryBlock];
     Reach reach[kQueryBlock];
-    float dgain[kQueryBlock] = {};
+    double dgain[kQueryBlock] = {};
     int64_t begin = a.keys, end = 0;
     for (int n = 0; n < rows; ++n) {
         query[n] = pack_query(a, b, h, first + n, work.q + n * stride);
@@ -93,30 +127,58 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
         begin = min(begin, reach[n].begin);
         end = max(end, reach[n].end);
         float* grad = work.grad + n * stride;
+        tile[n] = {query[n].row.values, grad, work.dq + n * stride, query[n].gain, {}, {}, {}};
         const float factor = 1.0f / float(reach[n].count);
         pack_row(a.grad, query_offset(a, b, h, first + n), a.channels, a.bf16, false, grad);
         for (int64_t d = 0; d < stride; ++d) grad[d] *= factor;
     }
-    Pairs<kKeyLanes> pairs = {}, cancelled = {};
+    Pairs<kTileKeys> pairs = {}, cancelled = {};
     for (int64_t block = begin; block < end; block += kKeyBlock) {
-        float squares[kQueryBlock][kKeyLanes];
+        const int count = int(min(int64_t(kKeyBlock), end - block));
+        float squares[kQueryBlock][kKeyBlock];
         if (a.norm != kNone)
-            sums_of_squares<kQueryBlock, kKeyLanes>(work.q, rows, keys.values + block * stride, stride, 0,
-                                                    int(min(int64_t(kKeyBlock), end - block)), squares);
-        for (int n = 0; n < rows; ++n) {
-            int64_t from = max(block, reach[n].begin), to = min(block + kKeyBlock, reach[n].end);
-            if (from >= to) continue;
-            form_pairs<kKeyLanes>(a, h, query[n], keys, squares[n] + (from - block), from, int(to - from), pairs, cancelled, work.exact);
-            float *grad = work.grad + n * stride, *dq = work.dq + n * stride;
-            dgain[n] += add_pairs<Act, kWeighted>(a, query[n].row.values, grad, pairs, query[n].gain, stride, work.w, dq, dk);
-            if (cancelled.count)
-                dgain[n] += add_pairs<Act, kWeighted>(a, work.zero, grad, cancelled, query[n].gain, stride, work.w, dq, dk);
+            sums_of_squares<kQueryBlock, kKeyBlock>(work.q, rows, keys.values + block * stride, stride, 0, count, squares);
+        memset(work.dk, 0, sizeof(float) * kKeyBlock * stride);
+        for (int n = 0; n < rows; n += kTileQueries) {
+            for (int64_t j = block; j < block + count; j += kTileKeys) {
+                const float* key[kTileKeys];
+                float* key_dk[kTileKeys];
+                for (int p = 0; p < kTileKeys; ++p) {
+                    key[p] = keys.values + (j + p) * stride;
+                    key_dk[p] = work.dk + (j + p - block) * stride;
+                }
+                auto form = [&](int m) {
+                    int64_t from = max(j, reach[m].begin), to = min(j + kTileKeys, reach[m].end);
+                    form_pairs<kTileKeys>(a, h, query[m], keys, squares[m] + (from - block), from,
+                                          int(max(int64_t(0), to - from)), pairs, cancelled, work.exact);
+                };
+                int full = 0;
+                for (int m = n; m < n + kTileQueries && m < rows; ++m) {
+                    form(m);
+                    memcpy(tile[m].inverse, pairs.inverse, sizeof tile[m].inverse);
+                    memcpy(tile[m].std, pairs.std, sizeof tile[m].std);
+                    memcpy(tile[m].weight, pairs.weight, sizeof tile[m].weight);
+                    full += pairs.count == kTileKeys;
+                }
+                if (full == kTileQueries) {
+                    add_tile<Act, kWeighted, kTileQueries, kTileKeys>(per_channel, stride, tile + n, key, key_dk, work.w,
+                                                                      dgain + n);
+                    continue;
+                }
+                for (int m = n; m < n + kTileQueries && m < rows; ++m) {
+                    form(m);
+                    add_pairs<Act, kWeighted>(per_channel, stride, tile[m], tile[m].q, pairs, work, block, dgain + m);
+                    add_pairs<Act, kWeighted>(per_channel, stride, tile[m], work.zero, cancelled, work, block, dgain + m);
+                }
+            }
         }
+        for (int64_t n = 0; n < count * stride; n += kWidth)
+            store(dk + block * stride + n, load(dk + block * stride + n) + load(work.dk + n));
     }
     for (int n = 0; n < rows; ++n) {
         const float* dq = work.dq + n * stride;
         store_row(a.dq, query_offset(a, b, h, first + n), dq, a.channels, 1, mean_to_remove(a, dq), a.bf16);
-        if (a.dgain) a.dgain[(b * a.heads + h) * a.queries + first + n] = dgain[n];
+        if (a.dgain) a.dgain[(b * a.heads + h) * a.queries + first + n] = float(dgain[n]);
     }
 }
 
