@@ -1,24 +1,71 @@
-"""Turns checkpoints of other programs into ours: `python -m causalrn.export import-official STATE_DICT.pth`."""
+"""Turns checkpoints into other formats and other formats into checkpoints: `python -m causalrn.export VERB ...`."""
 
 import argparse
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from causalrn.checkpoint import save_network
-from causalrn.cli import run_command
+from causalrn.cli import quiet_libraries, run_command
+from causalrn.huggingface.folder import read_folder, write_folder
+from causalrn.models import LanguageModel
 from causalrn.models.official import MODELS, describe_official, from_official
 
 
 def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
-    import_official(options)
+    quiet_libraries()
+    options.run(options)
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.export", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
+    add_huggingface(verbs)
+    add_import_huggingface(verbs)
+    add_import_official(verbs)
+    return parser
+
+
+def add_huggingface(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "huggingface", help="checkpoint -> folder for transformers, with its own modelling code"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a .ckpt, or a sharded checkpoint's folder"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.set_defaults(run=export_huggingface)
+
+
+def export_huggingface(options: argparse.Namespace) -> None:
+    network = write_folder(options.checkpoint, options.output)
+    print(f"{options.output}: {describe_size(network)}; load it with trust_remote_code=True")
+
+
+def add_import_huggingface(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "import-huggingface", help="folder written by the verb huggingface -> checkpoint"
+    )
+    parser.add_argument("folder", type=Path, help="folder with config.json and *.safetensors")
+    parser.add_argument("--output", type=Path, help="checkpoint to write; by default FOLDER.ckpt")
+    parser.set_defaults(run=import_huggingface)
+
+
+def import_huggingface(options: argparse.Namespace) -> None:
+    output = options.output or options.folder.with_name(f"{options.folder.name}.ckpt")
+    network = read_folder(options.folder, output)
+    print(f"{output}: {describe_size(network)}")
+
+
+def describe_size(network: LanguageModel) -> str:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return f"{type(network.mixer).__name__}, {network.n_layers} layers, {parameters:,} parameters"
+
+
+def add_import_official(verbs: Any) -> None:
     official = verbs.add_parser(
         "import-official",
         help="state dict of kerner-lab/causal-relation-networks -> checkpoint",
@@ -34,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     official.add_argument("--pre-norm", choices=("exact", "approx", "none"), help="ablation: PreNorm")
     official.add_argument("--activation", choices=("exp", "relu", "elu", "gelu"), help="ablation: Activation")
     official.add_argument("--no-post-norm", action="store_true", help="ablation: PostNorm = no")
-    return parser
+    official.set_defaults(run=import_official)
 
 
 def import_official(options: argparse.Namespace) -> None:
@@ -62,8 +109,7 @@ def import_official(options: argparse.Namespace) -> None:
     )
     network = from_official(state_dict, description)
     save_network(network, output)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{output}: {model}, {network.n_layers} layers, {parameters:,} parameters")
+    print(f"{output}: official {model}, {describe_size(network)}")
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

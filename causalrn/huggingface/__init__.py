@@ -1,0 +1,1 @@
+"""Models as Hugging Face folders: written with their own modelling code, and read back."""
