@@ -19,6 +19,7 @@ class SkippedSamples(Callback):
         batch_idx: int,
     ) -> None:
         # Every rank counts its own, and all come here at the same steps, as the reduction needs.
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.global_step % every == 0:
             count = float(trainer.datamodule.skipped_samples)  # pyright: ignore[reportAttributeAccessIssue]
             pl_module.log("data/skipped_samples", count, sync_dist=True, reduce_fx="sum")

@@ -8,8 +8,21 @@ from datamodules.packing import PackSettings
 from datamodules.preparation import plan_files, prepare
 from datamodules.tokenizers import ByteTokenizer
 
+# Three workers on two cores, and forked workers beside threads, are what some of these tests are about.
+_EXPECTED = (
+    "ignore:This DataLoader will create",
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",
+)
+
 NUMBERED_BLOCKS = 26
 BLOCK_TOKENS = 8
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            for expected in _EXPECTED:
+                item.add_marker(pytest.mark.filterwarnings(expected))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 
 from datamodules.text import TextDataModule
 
@@ -41,7 +41,8 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def run(settings: dict[str, Any]) -> None:
+def run(settings: dict[str, Any], module: type[Recorder] = Recorder) -> None:
+    """Trains as the settings say; see `Runs.segment` of the tests."""
     ranks = settings["ranks"]
     data = TextDataModule(
         settings["shards"],
@@ -50,6 +51,13 @@ def run(settings: dict[str, Any]) -> None:
         num_workers=settings["workers"],
         seed=7,
     )
+    # Saves from within the step, as a callback that answers a signal would.
+    callbacks: list[Callback] = [
+        ModelCheckpoint(settings["checkpoints"], every_n_train_steps=1, filename="{step}", save_top_k=-1)
+    ]
+    if "save_on_exception" in settings:
+        rescued = Path(settings["save_on_exception"])
+        callbacks.append(OnExceptionCheckpoint(rescued.parent, rescued.stem))
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -59,16 +67,13 @@ def run(settings: dict[str, Any]) -> None:
         accumulate_grad_batches=settings["accumulate"],
         limit_val_batches=1,
         num_sanity_val_steps=0,
-        check_val_every_n_epoch=settings.get("check_val_every_n_epoch", 1),
+        limit_train_batches=settings.get("limit_train_batches"),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        # Saves from within the step, as a callback that answers a signal would.
-        callbacks=[
-            ModelCheckpoint(settings["checkpoints"], every_n_train_steps=1, filename="{step}", save_top_k=-1)
-        ],
+        callbacks=callbacks,
     )
-    trainer.fit(Recorder(settings["record"]), datamodule=data, ckpt_path=settings.get("resume"))
+    trainer.fit(module(settings["record"]), datamodule=data, ckpt_path=settings.get("resume"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from datamodules.packing import PackSettings
+from datamodules.preparation import plan_files, prepare
+from datamodules.tokenizers import ByteTokenizer
+from tests.datamodules.elastic_run import Recorder, run
 
 BATCH = 4
 SCRIPT = Path(__file__).with_name("elastic_run.py")
@@ -85,3 +91,92 @@ def test_resuming_on_other_ranks_and_workers_continues_the_order(
         seen += micro_steps(out)
         checkpoint = out / f"step={stop}.ckpt"
     assert seen == unbroken
+
+
+class _Early(Recorder):
+    """Asks for the training length while the optimizer is built, which loads the training data early."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches > 0
+        return super().configure_optimizers()
+
+
+class _Failing(Recorder):
+    """Fails within the step of the sixth batch."""
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        if self.global_step == 5:
+            raise KeyError("a fault in the step")
+        return super().training_step(batch, batch_index)
+
+
+def settings(shards: Path, folder: Path, steps: int, **more: Any) -> dict[str, Any]:
+    """One rank in this process; checkpoints and records under `folder`."""
+    folder.mkdir()
+    return {
+        "shards": str(shards),
+        "ranks": 1,
+        "workers": 0,
+        "batch_size": BATCH,
+        "accumulate": 1,
+        "max_steps": steps,
+        "checkpoints": str(folder),
+        "record": str(folder / "record"),
+        **more,
+    }
+
+
+# Lightning's own remarks about so small a run.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*treespec, LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*weights_only", "ignore:.*exists and is not empty")
+@pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed", "ignore:.*(called without a model|no last checkpoint)"
+)
+class TestOneRank:
+    def test_a_run_can_stop_after_any_step(self, tmp_path: Path, numbered_shards: Path) -> None:
+        steps = 14
+        run(settings(numbered_shards, tmp_path / "unbroken", steps))
+        unbroken = micro_steps(tmp_path / "unbroken")
+        for stop in range(1, steps):
+            checkpoint = str(tmp_path / "unbroken" / f"step={stop}.ckpt")
+            run(settings(numbered_shards, tmp_path / str(stop), steps, resume=checkpoint))
+            assert micro_steps(tmp_path / str(stop)) == unbroken[stop:]
+
+    def test_the_state_is_one_index_without_a_rank(self, tmp_path: Path, numbered_shards: Path) -> None:
+        run(settings(numbered_shards, tmp_path / "run", 5))
+        state = torch.load(tmp_path / "run" / "step=5.ckpt", weights_only=True)["TextDataModule"]
+        assert state["next_index"] == 5 * BATCH
+        assert state["tokenizer"] == {"kind": "bytes"}
+
+    def test_loading_the_data_early_does_not_lose_the_position(
+        self, tmp_path: Path, numbered_shards: Path
+    ) -> None:
+        run(settings(numbered_shards, tmp_path / "first", 9), _Early)
+        checkpoint = str(tmp_path / "first" / "step=4.ckpt")
+        run(settings(numbered_shards, tmp_path / "second", 9, resume=checkpoint), _Early)
+        assert micro_steps(tmp_path / "second") == micro_steps(tmp_path / "first")[4:]
+
+    def test_epochs_cut_short_go_on_where_they_stopped(self, tmp_path: Path, numbered_shards: Path) -> None:
+        run(settings(numbered_shards, tmp_path / "whole", 10))
+        run(settings(numbered_shards, tmp_path / "cut", 10, limit_train_batches=4))
+        assert micro_steps(tmp_path / "cut") == micro_steps(tmp_path / "whole")
+        checkpoint = str(tmp_path / "cut" / "step=6.ckpt")
+        run(settings(numbered_shards, tmp_path / "on", 10, limit_train_batches=4, resume=checkpoint))
+        assert micro_steps(tmp_path / "on") == micro_steps(tmp_path / "whole")[6:]
+
+    def test_a_batch_whose_step_failed_comes_again(self, tmp_path: Path, numbered_shards: Path) -> None:
+        run(settings(numbered_shards, tmp_path / "whole", 8))
+        rescued = tmp_path / "rescued.ckpt"
+        with pytest.raises(KeyError):
+            run(settings(numbered_shards, tmp_path / "failed", 8, save_on_exception=str(rescued)), _Failing)
+        run(settings(numbered_shards, tmp_path / "resumed", 8, resume=str(rescued)))
+        assert micro_steps(tmp_path / "resumed") == micro_steps(tmp_path / "whole")[5:]
+
+    def test_a_checkpoint_of_other_shards_is_refused(self, tmp_path: Path, numbered_shards: Path) -> None:
+        run(settings(numbered_shards, tmp_path / "run", 2))
+        (tmp_path / "other.txt").write_text("1234567\n" * 64)
+        plan = plan_files([tmp_path / "other.txt"], PackSettings(ByteTokenizer().describe(), 0.25))
+        prepare(plan, tmp_path / "other")
+        checkpoint = str(tmp_path / "run" / "step=2.ckpt")
+        with pytest.raises(ValueError, match="the checkpoint was trained on other data .* shards was"):
+            run(settings(tmp_path / "other", tmp_path / "refused", 4, resume=checkpoint))
