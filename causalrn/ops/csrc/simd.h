@@ -177,25 +177,34 @@ CAUSALRN_INLINE ivec lookup_step(ivec step) {
 #endif
 }
 
-// exp(x * scale / kExpScale) for results that are normal floats: |argument| < 87, or NaN. Relative error < 1.2e-7
-// beside the rounding of x * scale. The product comes last, so that `sum += exp_steps(...)` is one FMA.
-CAUSALRN_INLINE vec exp_steps(vec x, vec scale) {
-    // Adding 1.5 * 2^23 rounds to an integer, which then sits in the low bits.
-    const vec magic = broadcast(12582912.0f);
-    vec shifted = x * scale + magic;
-    vec rest = x * scale - (shifted - magic);
-    ivec power = lookup_step((ivec)shifted) + ((ivec)shifted << kStepShift);
-    // Minimax polynomials of 2^(rest / kSteps) on |rest| <= 1/2, relative error below 6e-8, 2e-8, 2e-9.
+// Adding 1.5 * 2^23 to a float rounds it to an integer, which then sits in the low bits.
+constexpr float kRoundToInt = 12582912.0f;
+
+// 2^(n / kSteps) for the integer n in the low bits of `shifted`, times 2^e where `exponent` is e << 23.
+CAUSALRN_INLINE vec power_of_steps(vec shifted, ivec exponent) {
+    return (vec)(lookup_step((ivec)shifted) + ((ivec)shifted << kStepShift) + exponent);
+}
+
+// 2^(rest / kSteps) for |rest| <= 1/2: minimax polynomials, relative error below 6e-8, 2e-8, 2e-9.
+CAUSALRN_INLINE vec power_of_rest(vec rest) {
 #if defined(__AVX512F__)
-    vec poly = (0.00023459448129869998f * rest + 0.021661167964339256f) * rest + 1.0f;
+    return (0.00023459448129869998f * rest + 0.021661167964339256f) * rest + 1.0f;
 #elif defined(__AVX2__)
-    vec poly = ((0.00010839628521353006f * rest + 0.003754126140847802f) * rest + 0.08664339780807495f) * rest + 1.0f;
+    return ((0.00010839628521353006f * rest + 0.003754126140847802f) * rest + 0.08664339780807495f) * rest + 1.0f;
 #else
     vec poly = (0.00015345800784416497f * rest + 0.0013399944873526692f) * rest + 0.009618489071726799f;
     poly = ((poly * rest + 0.05550328642129898f) * rest + 0.24022646248340607f) * rest + 0.6931471824645996f;
-    poly = poly * rest + 1.0f;
+    return poly * rest + 1.0f;
 #endif
-    return (vec)power * poly;
+}
+
+// exp(x * scale / kExpScale) for results that are normal floats: |argument| < 87, or NaN. Relative error < 1.2e-7
+// beside the rounding of x * scale. The product comes last, so that `sum += exp_steps(...)` is one FMA.
+CAUSALRN_INLINE vec exp_steps(vec x, vec scale) {
+    const vec magic = broadcast(kRoundToInt);
+    vec shifted = x * scale + magic;
+    vec rest = x * scale - (shifted - magic);
+    return power_of_steps(shifted, ivec{}) * power_of_rest(rest);
 }
 
 // exp(x) for every float: 0 below -87.33 (where expf would be subnormal), infinity above 88.72, NaN for NaN.
