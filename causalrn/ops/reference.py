@@ -22,7 +22,7 @@ class LinearState(NamedTuple):
     """
 
     total: Float[Tensor, "B H D"]
-    count: Float[Tensor, " B"]
+    count: Float[Tensor, " B"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def normalise(x: Float[Tensor, "*shape D"], norm: Norm, eps: float) -> Float[Tensor, "*shape D"]:
