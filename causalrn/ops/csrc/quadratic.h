@@ -5,7 +5,7 @@
 #pragma once
 
 #include "activations.h"
-#include "simd.h"
+#include "rows.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -41,94 +41,6 @@ CAUSALRN_INLINE int thread_index() {
 
 enum Status { kDone = 0, kOutOfMemory = 1 };
 
-// The channels of a row, padded with zeros to whole vectors.
-CAUSALRN_INLINE int64_t padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
-
-CAUSALRN_INLINE vec load_row(const void* tensor, int64_t offset, int count, bool bf16) {
-    alignas(64) float lanes[kWidth];
-    if (bf16) {
-        const uint16_t* p = static_cast<const uint16_t*>(tensor) + offset;
-        if (count == kWidth) return loadu_bf16(p);
-        for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? float_from_bf16(p[lane]) : 0;
-        return load(lanes);
-    }
-    const float* p = static_cast<const float*>(tensor) + offset;
-    return count == kWidth ? loadu(p) : load_part(p, count);
-}
-
-// tensor[offset ...] = factor * (row - shift).
-[[maybe_unused]] static void store_row(void* tensor, int64_t offset, const float* row, int64_t channels, float factor, float shift,
-                      bool bf16) {
-    for (int64_t d = 0; d < channels; d += kWidth) {
-        vec value = factor * (load(row + d) - shift);
-        int count = int(min(int64_t(kWidth), channels - d));
-        if (bf16) {
-            uint16_t* p = static_cast<uint16_t*>(tensor) + offset + d;
-            if (count == kWidth) {
-                storeu_bf16(p, value);
-            } else {
-                for (int lane = 0; lane < count; ++lane) p[lane] = bf16_from_float(value[lane]);
-            }
-        } else {
-            float* p = static_cast<float*>(tensor) + offset + d;
-            if (count == kWidth) {
-                storeu(p, value);
-            } else {
-                store_part(p, value, count);
-            }
-        }
-    }
-}
-
-// Sum of a row of scratch memory without its padding, which may hold anything.
-CAUSALRN_INLINE float row_sum(const float* row, int64_t channels) {
-    vec total = {};
-    for (int64_t d = 0; d < channels; d += kWidth) total += load_part(row + d, int(min(int64_t(kWidth), channels - d)));
-    return sum(total);
-}
-
-// Half as many doubles as floats fit into a vector.
-typedef double dvec __attribute__((vector_size(4 * kWidth)));
-typedef float half_vec __attribute__((vector_size(2 * kWidth)));
-
-CAUSALRN_INLINE dvec widen(const float* p) {
-    half_vec x;
-    memcpy(&x, p, sizeof x);
-    return __builtin_convertvector(x, dvec);
-}
-CAUSALRN_INLINE void narrow(float* p, dvec x) {
-    half_vec rounded = __builtin_convertvector(x, half_vec);
-    memcpy(p, &rounded, sizeof rounded);
-}
-
-// A row in scratch memory, less its mean where the norm centres.
-struct Row {
-    const float* values;
-    // Of `values`.
-    float squares;
-    double mean;
-    // Where the row begins in its tensor.
-    int64_t offset;
-};
-
-static Row pack_row(const void* tensor, int64_t offset, int64_t channels, bool bf16, bool centre, float* values) {
-    const int64_t stride = padded(channels), whole = channels / kWidth * kWidth;
-    for (int64_t d = 0; d < whole; d += kWidth) store(values + d, load_row(tensor, offset + d, kWidth, bf16));
-    if (whole < channels) store(values + whole, load_row(tensor, offset + whole, int(channels - whole), bf16));
-    double mean = 0;
-    if (centre) {
-        dvec total = {};
-        for (int64_t d = 0; d < stride; d += kWidth / 2) total += widen(values + d);
-        for (int lane = 0; lane < kWidth / 2; ++lane) mean += total[lane];
-        mean /= double(channels);
-        for (int64_t d = 0; d < stride; d += kWidth / 2) narrow(values + d, widen(values + d) - mean);
-        for (int64_t d = channels; d < stride; ++d) values[d] = 0;
-    }
-    vec squares = {};
-    for (int64_t d = 0; d < stride; d += kWidth) squares += load(values + d) * load(values + d);
-    return {values, sum(squares), mean, offset};
-}
-
 // Which keys a query at `position` reaches, and how many of them carry a weight that is not 0 in float.
 struct Reach {
     int64_t begin, end, count;
@@ -147,54 +59,64 @@ CAUSALRN_INLINE Reach reach_of(const QuadraticArguments& a, int64_t head, int64_
     return {begin, end, count};
 }
 
-// The keys of one batch entry and head, packed: row j is `values + j * stride`, and `rows[j]` tells of it.
+// The keys of one batch entry and head, packed: row j is `values + j * stride`.
 struct Keys {
-    const float* values;
-    const Row* rows;
-    int64_t stride;
+    const float *values, *squares;
+    const double* means;
+    int64_t stride, batch, head;
 };
+
+CAUSALRN_INLINE int64_t key_offset(const QuadraticArguments& a, int64_t b, int64_t h, int64_t j) {
+    return ((b * a.keys + j) * a.heads + h) * a.channels;
+}
 
 // All keys in scratch memory: filled by every thread of a team together.
 struct PackedKeys {
     // A block of keys may be read beyond the last key; what is read there is not used.
     static constexpr int kReadAhead = 16;
     const int64_t stride, keys, count;
-    float* const values;
-    Row* const rows;
+    float *const values, *const squares;
+    double* const means;
 
     explicit PackedKeys(const QuadraticArguments& a)
         : stride(padded(a.channels)),
           keys(a.keys),
           count(a.batch * a.heads * a.keys),
           values(allocate_floats((count + kReadAhead) * padded(a.channels))),
-          rows(static_cast<Row*>(malloc(sizeof(Row) * count))) {}
+          squares(allocate_floats(count + kReadAhead)),
+          means(static_cast<double*>(malloc(sizeof(double) * count))) {}
     ~PackedKeys() {
         free(values);
-        free(rows);
+        free(squares);
+        free(means);
     }
     PackedKeys(const PackedKeys&) = delete;
 
-    bool complete() const { return values && rows; }
+    bool complete() const { return values && squares && means; }
 
     void fill(const QuadraticArguments& a) const {
 #pragma omp for schedule(static) nowait
         for (int64_t row = 0; row < count; ++row) {
-            int64_t group = row / a.keys, j = row % a.keys;
-            int64_t offset = ((group / a.heads * a.keys + j) * a.heads + group % a.heads) * a.channels;
-            rows[row] = pack_row(a.k, offset, a.channels, a.bf16, a.norm == kLayer, values + row * stride);
+            int64_t group = row / a.keys;
+            int64_t offset = key_offset(a, group / a.heads, group % a.heads, row % a.keys);
+            Row packed = pack_row(a.k, offset, a.channels, a.bf16, a.norm == kLayer, values + row * stride);
+            squares[row] = packed.squares;
+            means[row] = packed.mean;
         }
     }
 
     // The keys of one batch entry and head.
-    Keys group(int64_t index) const {
-        return {values + index * keys * stride, rows + index * keys, stride};
+    Keys group(const QuadraticArguments& a, int64_t index) const {
+        int64_t first = index * keys;
+        return {values + first * stride, squares + first, means + first, stride, index / a.heads, index % a.heads};
     }
 };
 
 struct Query {
+    const float* values;
     Row row;
     float gain;
-    int64_t position;
+    int64_t index, position;
 };
 
 CAUSALRN_INLINE int64_t query_offset(const QuadraticArguments& a, int64_t b, int64_t h, int64_t i) {
@@ -203,7 +125,7 @@ CAUSALRN_INLINE int64_t query_offset(const QuadraticArguments& a, int64_t b, int
 
 CAUSALRN_INLINE Query pack_query(const QuadraticArguments& a, int64_t b, int64_t h, int64_t i, float* values) {
     Row row = pack_row(a.q, query_offset(a, b, h, i), a.channels, a.bf16, a.norm == kLayer, values);
-    return {row, a.gain ? a.gain[i * a.heads + h] : 1.0f, i + a.keys - a.queries};
+    return {values, row, a.gain ? a.gain[i * a.heads + h] : 1.0f, i, i + a.keys - a.queries};
 }
 
 // Through the centring of "layer" no gradient of a row has a mean.
@@ -211,21 +133,20 @@ CAUSALRN_INLINE float mean_to_remove(const QuadraticArguments& a, const float* r
     return a.norm == kLayer ? row_sum(row, a.channels) / float(a.channels) : 0.0f;
 }
 
-// Up to kBlock pairs of one query: pair p has x = q + row[p], where q is the query's row, or zero when the rows hold x.
+// The pairs of one query with a block of keys: standard deviation, its inverse, weight; where q and k nearly cancel,
+// bit p of `cancelled` is set and the pair must be formed by exact_pair.
 template <int kBlock>
 struct Pairs {
-    int count;
-    const float* row[kBlock];
-    int key[kBlock];
-    alignas(64) float inverse[kBlock], std[kBlock], weight[kBlock];
+    alignas(64) float std[kBlock], inverse[kBlock], weight[kBlock];
+    uint32_t cancelled;
 };
 
-// squares[n][p] = |q_n + k_p|^2 for the queries of a block and the keys [begin, end), rounded outwards to groups of 4
-// keys and 2 queries: each loaded row then serves several pairs. Both blocks are readable to their full size.
+// squares[n][p] = |q_n + k_p|^2 for the queries of a block and `keys` keys, rounded up to groups of 4 keys and 2 queries:
+// each loaded row then serves several pairs. Both blocks are readable to their full size.
 template <int kQueries, int kBlock>
-static void sums_of_squares(const float* q, int queries, const float* k, int64_t stride, int begin, int end,
+static void sums_of_squares(const float* q, int queries, const float* k, int64_t stride, int keys,
                             float (*squares)[kBlock]) {
-    for (int p = begin / 4 * 4; p < end; p += 4) {
+    for (int p = 0; p < keys; p += 4) {
         const float* row = k + p * stride;
         for (int n = 0; n < queries; n += 2) {
             vec total[2][4] = {};
@@ -246,68 +167,22 @@ static void sums_of_squares(const float* q, int queries, const float* k, int64_t
 // Where q + k is this much shorter than q and k themselves (squared), the rounding of the packed rows shows.
 constexpr float kCancelled = 0.25f;
 
-CAUSALRN_INLINE bool cancels(const Query& query, const Keys& keys, int64_t key, float squares) {
-    return !(squares >= kCancelled * (query.row.squares + keys.rows[key].squares));
+CAUSALRN_INLINE void normalise(const QuadraticArguments& a, float squares, float* std, float* inverse) {
+    *std = __builtin_sqrtf(squares * (1.0f / float(a.channels)));
+    *inverse = 1.0f / (*std + a.eps);
 }
 
-// Moves the pairs that nearly cancel from `pairs` to `cancelled`, whose x is formed to full precision in `exact`.
+// Statistics of a query's pairs with the keys from `begin` on, of which [from, to) are in reach, given |q + k|^2.
 template <int kBlock>
-static void split_cancelled(const QuadraticArguments& a, const Query& query, const Keys& keys, Pairs<kBlock>& pairs, float* squares,
-                            Pairs<kBlock>& cancelled, float* cancelled_squares, float* exact) {
-    int kept = 0;
-    for (int p = 0; p < pairs.count; ++p) {
-        const int64_t key = pairs.key[p];
-        const bool moved = cancels(query, keys, key, squares[p]);
-        Pairs<kBlock>& to = moved ? cancelled : pairs;
-        const int place = moved ? cancelled.count++ : kept++;
-        to.row[place] = pairs.row[p];
-        to.key[place] = pairs.key[p];
-        to.weight[place] = pairs.weight[p];
-        (moved ? cancelled_squares : squares)[place] = squares[p];
-        if (!moved) continue;
-        float* x = exact + place * keys.stride;
-        const Row other = keys.rows[key];
-        vec total = {};
-        for (int64_t d = 0; d < keys.stride; d += kWidth) {
-            const int count = int(min(int64_t(kWidth), a.channels - d));
-            alignas(64) float first[kWidth], second[kWidth];
-            store(first, load_row(a.q, query.row.offset + d, count, a.bf16));
-            store(second, load_row(a.k, other.offset + d, count, a.bf16));
-            const double mean = query.row.mean + other.mean;
-            for (int lane = 0; lane < kWidth; lane += kWidth / 2)
-                narrow(x + d + lane, widen(first + lane) + widen(second + lane) - mean);
-            vec value = load_part(x + d, count);
-            store(x + d, value);
-            total += value * value;
-        }
-        cancelled.row[place] = x;
-        cancelled_squares[place] = sum(total);
-    }
-    pairs.count = kept;
-}
-
-// Fills `pairs` with the keys [begin, begin + count) of a query, whose sums of squares are given, and `cancelled` with
-// those of them where q and k nearly cancel; `exact` has kBlock rows.
-template <int kBlock>
-static void form_pairs(const QuadraticArguments& a, int64_t head, const Query& query, const Keys& keys,
-                       const float* given_squares, int64_t begin, int count, Pairs<kBlock>& pairs,
-                       Pairs<kBlock>& cancelled, float* exact) {
-    pairs.count = count;
-    cancelled.count = 0;
-    const float* row = keys.values + begin * keys.stride;
-    for (int p = 0; p < kBlock; ++p, row += keys.stride) {
-        pairs.row[p] = row;
-        pairs.key[p] = int(begin) + p;
-    }
+static void form_pairs(const QuadraticArguments& a, const Query& query, const Keys& keys, const float* squares,
+                       int64_t begin, int from, int to, Pairs<kBlock>& pairs) {
+    pairs.cancelled = 0;
     if (a.slope) {
         for (int p = 0; p < kBlock; ++p) {
-            int64_t distance = query.position - pairs.key[p];
-            pairs.weight[p] = -a.slope[head] * float(distance < 0 ? -distance : distance);
+            int64_t distance = query.position - (begin + p);
+            pairs.weight[p] = -a.slope[keys.head] * float(distance < 0 ? -distance : distance);
         }
-        for (int p = 0; p < kBlock; p += kWidth) {
-            const int part = min(kWidth, kBlock - p);
-            store_part(pairs.weight + p, exp(load_part(pairs.weight + p, part)), part);
-        }
+        for (int p = 0; p < kBlock; p += kWidth) store(pairs.weight + p, exp(load(pairs.weight + p)));
     }
     if (a.norm == kNone) {
         for (int p = 0; p < kBlock; ++p) {
@@ -316,23 +191,37 @@ static void form_pairs(const QuadraticArguments& a, int64_t head, const Query& q
         }
         return;
     }
-    alignas(64) float squares[kBlock] = {}, cancelled_squares[kBlock] = {};
-    int any = 0;
-    for (int p = 0; p < count; ++p) {
-        squares[p] = given_squares[p];
-        any |= cancels(query, keys, begin + p, squares[p]);
-    }
-    auto normalise = [&](Pairs<kBlock>& of, const float* sums) __attribute__((always_inline)) {
-        const float per_channel = 1.0f / float(a.channels), eps = a.eps;
-        for (int p = 0; p < kBlock; ++p) of.std[p] = __builtin_sqrtf(sums[p] * per_channel);
-        for (int p = 0; p < kBlock; ++p) of.inverse[p] = 1.0f / (of.std[p] + eps);
-    };
+    for (int p = 0; p < kBlock; ++p) normalise(a, squares[p], pairs.std + p, pairs.inverse + p);
     // Without centring, q + k has been rounded once only.
-    if (any && a.norm == kLayer) {
-        split_cancelled<kBlock>(a, query, keys, pairs, squares, cancelled, cancelled_squares, exact);
-        normalise(cancelled, cancelled_squares);
+    if (a.norm != kLayer) return;
+    // A NaN counts as cancelled.
+    int any = 0;
+    for (int p = 0; p < kBlock; ++p) any |= !(squares[p] >= kCancelled * (query.row.squares + keys.squares[begin + p]));
+    if (!any) return;
+    for (int p = from; p < to; ++p) {
+        bool cancelled = !(squares[p] >= kCancelled * (query.row.squares + keys.squares[begin + p]));
+        pairs.cancelled |= uint32_t(cancelled) << p;
     }
-    normalise(pairs, squares);
+}
+
+// Forms x of one pair to full precision, from the tensors and the means in double, with its statistics.
+static void exact_pair(const QuadraticArguments& a, const Query& query, const Keys& keys, int64_t key, float* x,
+                       float* std, float* inverse) {
+    const int64_t first = query_offset(a, keys.batch, keys.head, query.index);
+    const int64_t second = key_offset(a, keys.batch, keys.head, key);
+    const double mean = query.row.mean + keys.means[key];
+    vec total = {};
+    for (int64_t d = 0; d < keys.stride; d += kWidth) {
+        const int count = int(min(int64_t(kWidth), a.channels - d));
+        alignas(64) float q[kWidth], k[kWidth];
+        store(q, load_row(a.q, first + d, count, a.bf16));
+        store(k, load_row(a.k, second + d, count, a.bf16));
+        for (int lane = 0; lane < kWidth; lane += kWidth / 2) narrow(x + d + lane, widen(q + lane) + widen(k + lane) - mean);
+        vec value = load_part(x + d, count);
+        store(x + d, value);
+        total += value * value;
+    }
+    normalise(a, sum(total), std, inverse);
 }
 
 // Whether every argument of exp is known to stay where exp_steps holds: |norm(x)| <= sqrt(D).

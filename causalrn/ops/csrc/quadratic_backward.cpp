@@ -19,7 +19,7 @@ struct Workspace {
     float *q, *grad, *dq, *dk, *exact, *zero, *w;
 
     static int64_t size(int64_t stride) {
-        return (3 * kQueryBlock + kKeyBlock + kTileKeys + 1 + kTileQueries * kTileKeys) * stride;
+        return (3 * kQueryBlock + kKeyBlock + 2 + kTileQueries * kTileKeys) * stride;
     }
     Workspace(float* memory, int64_t stride)
         : q(memory),
@@ -27,22 +27,22 @@ struct Workspace {
           dq(grad + kQueryBlock * stride),
           dk(dq + kQueryBlock * stride),
           exact(dk + kKeyBlock * stride),
-          zero(exact + kTileKeys * stride),
+          zero(exact + stride),
           w(zero + stride) {}
 };
 
-// Row and scalars of one query of a tile, and of its pairs.
+// Rows of one query of a tile, and statistics of its pairs.
 struct TileQuery {
     const float *q, *grad;
     float* dq;
     float gain;
-    float inverse[kTileKeys], std[kTileKeys], weight[kTileKeys];
+    const float *std, *inverse, *weight;
 };
 
 // Adds the gradients of kQueries x kKeys pairs to dq and dk, and to dgain per query.
 template <class Act, bool kWeighted, int kQueries, int kKeys>
-CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery* query, const float* const* key,
-                              float* const* dk, float* w, double* dgain) {
+CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery* query, const float* k,
+                              float* dk, float* w, double* dgain) {
     vec products[kQueries][kTileKeys] = {}, scale[kQueries][kKeys], weight[kQueries][kKeys];
     for (int n = 0; n < kQueries; ++n) {
         for (int p = 0; p < kKeys; ++p) {
@@ -52,7 +52,7 @@ CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery
     }
     for (int64_t d = 0; d < stride; d += kWidth) {
         for (int p = 0; p < kKeys; ++p) {
-            vec row = load(key[p] + d);
+            vec row = load(k + p * stride + d);
             for (int n = 0; n < kQueries; ++n) {
                 vec x = load(query[n].q + d) + row;
                 vec value = load(query[n].grad + d) * Act::derivative(x, scale[n][p]);
@@ -81,95 +81,81 @@ CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery
             dq[n] = vec{};
         }
         for (int p = 0; p < kKeys; ++p) {
-            vec row = load(key[p] + d), total = load(dk[p] + d);
+            vec row = load(k + p * stride + d), total = load(dk + p * stride + d);
             for (int n = 0; n < kQueries; ++n) {
                 vec dx = along[n][p] * load(w + (n * kKeys + p) * stride + d) - radial[n][p] * (q[n] + row);
                 dq[n] += dx;
                 total += dx;
             }
-            store(dk[p] + d, total);
+            store(dk + p * stride + d, total);
         }
         for (int n = 0; n < kQueries; ++n) store(query[n].dq + d, load(query[n].dq + d) + dq[n]);
     }
 }
 
-// Adds pairs that fill no tile, one by one.
+// One block of queries of a batch entry and head, first query `first`; adds to dk of that entry and head.
 template <class Act, bool kWeighted>
-static void add_pairs(float per_channel, int64_t stride, const TileQuery& query, const float* q,
-                      const Pairs<kTileKeys>& pairs, const Workspace& work, int64_t block, double* dgain) {
-    for (int p = 0; p < pairs.count; ++p) {
-        TileQuery one = query;
-        one.q = q;
-        one.inverse[0] = pairs.inverse[p];
-        one.std[0] = pairs.std[p];
-        one.weight[0] = pairs.weight[p];
-        float* dk = work.dk + (pairs.key[p] - block) * stride;
-        add_tile<Act, kWeighted, 1, 1>(per_channel, stride, &one, &pairs.row[p], &dk, work.w, dgain);
-    }
-}
-
-template <class Act, bool kWeighted>
-static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_t b, int64_t h, int64_t first,
-                           const Workspace& work, float* dk) {
+static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_t first, const Workspace& work, float* dk) {
     const int64_t stride = keys.stride;
     const int rows = int(min(int64_t(kQueryBlock), a.queries - first));
     const float per_channel = 1.0f / float(a.channels);
     memset(work.dq, 0, sizeof(float) * kQueryBlock * stride);
     memset(work.zero, 0, sizeof(float) * stride);
     Query query[kQueryBlock];
-    TileQuery tile[kQueryBlock];
     Reach reach[kQueryBlock];
     double dgain[kQueryBlock] = {};
     int64_t begin = a.keys, end = 0;
     for (int n = 0; n < rows; ++n) {
-        query[n] = pack_query(a, b, h, first + n, work.q + n * stride);
-        reach[n] = reach_of(a, h, query[n].position);
+        query[n] = pack_query(a, keys.batch, keys.head, first + n, work.q + n * stride);
+        reach[n] = reach_of(a, keys.head, query[n].position);
         begin = min(begin, reach[n].begin);
         end = max(end, reach[n].end);
-        float* grad = work.grad + n * stride;
-        tile[n] = {query[n].row.values, grad, work.dq + n * stride, query[n].gain, {}, {}, {}};
-        const float factor = 1.0f / float(reach[n].count);
-        pack_row(a.grad, query_offset(a, b, h, first + n), a.channels, a.bf16, false, grad);
-        for (int64_t d = 0; d < stride; ++d) grad[d] *= factor;
+        float* const grad = work.grad + n * stride;
+        const vec factor = broadcast(1.0f / float(reach[n].count));
+        pack_row(a.grad, query_offset(a, keys.batch, keys.head, first + n), a.channels, a.bf16, false, grad);
+        for (int64_t d = 0; d < stride; d += kWidth) store(grad + d, load(grad + d) * factor);
     }
-    Pairs<kTileKeys> pairs = {}, cancelled = {};
+    alignas(64) float squares[kQueryBlock][kKeyBlock] = {};
+    Pairs<kKeyBlock> pairs[kQueryBlock] = {};
+    int from[kQueryBlock], to[kQueryBlock];
     for (int64_t block = begin; block < end; block += kKeyBlock) {
         const int count = int(min(int64_t(kKeyBlock), end - block));
-        float squares[kQueryBlock][kKeyBlock];
-        if (a.norm != kNone)
-            sums_of_squares<kQueryBlock, kKeyBlock>(work.q, rows, keys.values + block * stride, stride, 0, count, squares);
+        const float* const k = keys.values + block * stride;
+        if (a.norm != kNone) sums_of_squares<kQueryBlock, kKeyBlock>(work.q, rows, k, stride, count, squares);
+        for (int n = 0; n < rows; ++n) {
+            from[n] = int(min(int64_t(count), max(int64_t(0), reach[n].begin - block)));
+            to[n] = int(max(int64_t(0), min(int64_t(count), reach[n].end - block)));
+            form_pairs<kKeyBlock>(a, query[n], keys, squares[n], block, from[n], to[n], pairs[n]);
+        }
         memset(work.dk, 0, sizeof(float) * kKeyBlock * stride);
+
+        auto tile_query = [&](int n, int p) {
+            return TileQuery{work.q + n * stride, work.grad + n * stride, work.dq + n * stride, query[n].gain,
+                             pairs[n].std + p, pairs[n].inverse + p, pairs[n].weight + p};
+        };
+        auto fills_tile = [&](int n, int p) {
+            return n < rows && from[n] <= p && p + kTileKeys <= to[n] && !(pairs[n].cancelled >> p & ((1u << kTileKeys) - 1));
+        };
+        auto add_one = [&](int n, int p) {
+            TileQuery tile = tile_query(n, p);
+            const float* row = k + p * stride;
+            if (pairs[n].cancelled >> p & 1u) {
+                exact_pair(a, query[n], keys, block + p, work.exact, pairs[n].std + p, pairs[n].inverse + p);
+                tile.q = work.zero;
+                row = work.exact;
+            }
+            add_tile<Act, kWeighted, 1, 1>(per_channel, stride, &tile, row, work.dk + p * stride, work.w, dgain + n);
+        };
         for (int n = 0; n < rows; n += kTileQueries) {
-            for (int64_t j = block; j < block + count; j += kTileKeys) {
-                const float* key[kTileKeys];
-                float* key_dk[kTileKeys];
-                for (int p = 0; p < kTileKeys; ++p) {
-                    key[p] = keys.values + (j + p) * stride;
-                    key_dk[p] = work.dk + (j + p - block) * stride;
-                }
-                auto form = [&](int m) {
-                    int64_t from = max(j, reach[m].begin), to = min(j + kTileKeys, reach[m].end);
-                    form_pairs<kTileKeys>(a, h, query[m], keys, squares[m] + (from - block), from,
-                                          int(max(int64_t(0), to - from)), pairs, cancelled, work.exact);
-                };
-                int full = 0;
-                for (int m = n; m < n + kTileQueries && m < rows; ++m) {
-                    form(m);
-                    memcpy(tile[m].inverse, pairs.inverse, sizeof tile[m].inverse);
-                    memcpy(tile[m].std, pairs.std, sizeof tile[m].std);
-                    memcpy(tile[m].weight, pairs.weight, sizeof tile[m].weight);
-                    full += pairs.count == kTileKeys;
-                }
-                if (full == kTileQueries) {
-                    add_tile<Act, kWeighted, kTileQueries, kTileKeys>(per_channel, stride, tile + n, key, key_dk, work.w,
-                                                                      dgain + n);
+            for (int p = 0; p < count; p += kTileKeys) {
+                const TileQuery tile[kTileQueries] = {tile_query(n, p), tile_query(n + 1, p)};
+                if (fills_tile(n, p) && fills_tile(n + 1, p)) {
+                    add_tile<Act, kWeighted, kTileQueries, kTileKeys>(per_channel, stride, tile, k + p * stride,
+                                                                      work.dk + p * stride, work.w, dgain + n);
                     continue;
                 }
-                for (int m = n; m < n + kTileQueries && m < rows; ++m) {
-                    form(m);
-                    add_pairs<Act, kWeighted>(per_channel, stride, tile[m], tile[m].q, pairs, work, block, dgain + m);
-                    add_pairs<Act, kWeighted>(per_channel, stride, tile[m], work.zero, cancelled, work, block, dgain + m);
-                }
+                for (int m = n; m < min(n + kTileQueries, rows); ++m)
+                    for (int one = max(p, from[m]); one < min(p + kTileKeys, to[m]); ++one) add_one(m, one);
             }
         }
         for (int64_t n = 0; n < count * stride; n += kWidth)
@@ -177,8 +163,8 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
     }
     for (int n = 0; n < rows; ++n) {
         const float* dq = work.dq + n * stride;
-        store_row(a.dq, query_offset(a, b, h, first + n), dq, a.channels, 1, mean_to_remove(a, dq), a.bf16);
-        if (a.dgain) a.dgain[(b * a.heads + h) * a.queries + first + n] = float(dgain[n]);
+        store_row(a.dq, query_offset(a, keys.batch, keys.head, first + n), dq, a.channels, 1, mean_to_remove(a, dq), a.bf16);
+        if (a.dgain) a.dgain[(keys.batch * a.heads + keys.head) * a.queries + first + n] = float(dgain[n]);
     }
 }
 
@@ -233,8 +219,7 @@ static int backward(const QuadraticArguments& a) {
                 if (split >= 0 && share.begin < share.end) memset(own, 0, sizeof(float) * group_size);
                 for (int64_t item = share.begin; item < share.end; ++item) {
                     int64_t group = item / blocks;
-                    backward_block<Act, kWeighted>(a, packed.group(group), group / a.heads, group % a.heads,
-                                                   item % blocks * kQueryBlock, work,
+                    backward_block<Act, kWeighted>(a, packed.group(a, group), item % blocks * kQueryBlock, work,
                                                    group == split ? own : dk + group * group_size);
                 }
             }
@@ -248,8 +233,7 @@ static int backward(const QuadraticArguments& a) {
                     const float* part = own_dk + (thread - 1) * group_size + j * stride;
                     for (int64_t d = 0; d < stride; d += kWidth) store(total + d, load(total + d) + load(part + d));
                 }
-                store_row(a.dk, ((group / a.heads * a.keys + j) * a.heads + group % a.heads) * a.channels, total,
-                          a.channels, 1, mean_to_remove(a, total), a.bf16);
+                store_row(a.dk, key_offset(a, group / a.heads, group % a.heads, j), total, a.channels, 1, mean_to_remove(a, total), a.bf16);
             }
         }
     }

@@ -7,40 +7,40 @@ namespace CAUSALRN_ISA {
 constexpr int kQueryBlock = 8;
 constexpr int kKeyBlock = 16;
 
-// total += sum over the pairs of weight * act(scale * (q + row)).
+// total += sum over `count` keys of weight * act(scale * (q + k)).
 template <class Act, bool kWeighted>
-static void add_pairs(const float* q, const Pairs<kKeyBlock>& pairs, float gain, int64_t stride, float* total) {
-    alignas(64) float scale[kKeyBlock];
-    for (int p = 0; p < kKeyBlock; ++p) scale[p] = Act::kScale * gain * pairs.inverse[p];
+static void add_pairs(const float* q, const float* k, const float* scale, const float* weight, int count, int64_t stride,
+                      float* total) {
     for (int64_t d = 0; d < stride; d += kWidth) {
         vec query = load(q + d);
         // A sum of its own per block: long rows would lose digits in one running sum.
         vec partial = {};
+        const float* key = k + d;
         auto add = [&](int p) __attribute__((always_inline)) {
-            vec value = Act::value(query + load(pairs.row[p] + d), broadcast(scale[p]));
-            if (kWeighted) value *= broadcast(pairs.weight[p]);
+            vec value = Act::value(query + load(key), broadcast(scale[p]));
+            if (kWeighted) value *= broadcast(weight[p]);
             partial += value;
+            key += stride;
         };
-        if (pairs.count == kKeyBlock) {
+        if (count == kKeyBlock) {
 #pragma GCC unroll 4
             for (int p = 0; p < kKeyBlock; ++p) add(p);
         } else {
-            for (int p = 0; p < pairs.count; ++p) add(p);
+            for (int p = 0; p < count; ++p) add(p);
         }
         store(total + d, load(total + d) + partial);
     }
 }
 
-// One block of queries of batch entry `b` and head `h`, first query `first`.
+// One block of queries of a batch entry and head, first query `first`.
 template <class Act, bool kWeighted>
-static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t b, int64_t h, int64_t first,
-                          float* scratch) {
+static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t first, float* scratch) {
     const int64_t stride = keys.stride;
     float* const q = scratch;
-    float* const total = q + kQueryBlock * stride;
-    float* const exact = total + kQueryBlock * stride;
-    float* const zero = exact + kKeyBlock * stride;
-    memset(total, 0, sizeof(float) * kQueryBlock * stride);
+    float* const totals = q + kQueryBlock * stride;
+    float* const exact = totals + kQueryBlock * stride;
+    float* const zero = exact + stride;
+    memset(totals, 0, sizeof(float) * kQueryBlock * stride);
     memset(zero, 0, sizeof(float) * stride);
 
     const int rows = int(min(int64_t(kQueryBlock), a.queries - first));
@@ -48,34 +48,51 @@ static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t
     Reach reach[kQueryBlock];
     int64_t begin = a.keys, end = 0;
     for (int n = 0; n < rows; ++n) {
-        query[n] = pack_query(a, b, h, first + n, q + n * stride);
-        reach[n] = reach_of(a, h, query[n].position);
+        query[n] = pack_query(a, keys.batch, keys.head, first + n, q + n * stride);
+        reach[n] = reach_of(a, keys.head, query[n].position);
         begin = min(begin, reach[n].begin);
         end = max(end, reach[n].end);
     }
-    Pairs<kKeyBlock> pairs = {}, cancelled = {};
+    alignas(64) float squares[kQueryBlock][kKeyBlock] = {};
+    Pairs<kKeyBlock> pairs = {};
     for (int64_t block = begin; block < end; block += kKeyBlock) {
-        float squares[kQueryBlock][kKeyBlock];
+        const float* const k = keys.values + block * stride;
         if (a.norm != kNone)
-            sums_of_squares<kQueryBlock, kKeyBlock>(q, rows, keys.values + block * stride, stride, 0,
-                                                    int(min(int64_t(kKeyBlock), end - block)), squares);
+            sums_of_squares<kQueryBlock, kKeyBlock>(q, rows, k, stride, int(min(int64_t(kKeyBlock), end - block)), squares);
         for (int n = 0; n < rows; ++n) {
-            int64_t from = max(block, reach[n].begin), to = min(block + kKeyBlock, reach[n].end);
+            const int from = int(max(int64_t(0), reach[n].begin - block));
+            const int to = int(min(int64_t(kKeyBlock), reach[n].end - block));
             if (from >= to) continue;
-            form_pairs<kKeyBlock>(a, h, query[n], keys, squares[n] + (from - block), from, int(to - from), pairs, cancelled, exact);
-            add_pairs<Act, kWeighted>(query[n].row.values, pairs, query[n].gain, stride, total + n * stride);
-            if (cancelled.count) add_pairs<Act, kWeighted>(zero, cancelled, query[n].gain, stride, total + n * stride);
+            form_pairs<kKeyBlock>(a, query[n], keys, squares[n], block, from, to, pairs);
+            float* const total = totals + n * stride;
+            const float factor = Act::kScale * query[n].gain;
+            alignas(64) float scale[kKeyBlock];
+            for (int p = 0; p < kKeyBlock; ++p) scale[p] = factor * pairs.inverse[p];
+            for (int p = from; p < to;) {
+                // As far as the next pair that cancels.
+                const uint32_t ahead = pairs.cancelled >> p;
+                const int run = ahead ? min(to - p, __builtin_ctz(ahead)) : to - p;
+                if (run) {
+                    add_pairs<Act, kWeighted>(q + n * stride, k + p * stride, scale + p, pairs.weight + p, run, stride, total);
+                    p += run;
+                    continue;
+                }
+                exact_pair(a, query[n], keys, block + p, exact, pairs.std + p, pairs.inverse + p);
+                const float exact_scale = factor * pairs.inverse[p];
+                add_pairs<Act, kWeighted>(zero, exact, &exact_scale, pairs.weight + p, 1, stride, total);
+                ++p;
+            }
         }
     }
     for (int n = 0; n < rows; ++n)
-        store_row(a.out, query_offset(a, b, h, first + n), total + n * stride, a.channels, 1.0f / float(reach[n].count), 0,
-                  a.bf16);
+        store_row(a.out, query_offset(a, keys.batch, keys.head, first + n), totals + n * stride, a.channels,
+                  1.0f / float(reach[n].count), 0, a.bf16);
 }
 
 template <class Act, bool kWeighted>
 static int forward(const QuadraticArguments& a) {
     PackedKeys packed(a);
-    const int64_t stride = packed.stride, per_thread = (2 * kQueryBlock + kKeyBlock + 1) * stride;
+    const int64_t stride = packed.stride, per_thread = (2 * kQueryBlock + 2) * stride;
     float* scratch = allocate_floats(a.threads * per_thread);
     if (!scratch || !packed.complete()) {
         free(scratch);
@@ -90,8 +107,7 @@ static int forward(const QuadraticArguments& a) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < groups * blocks; ++item) {
             int64_t group = item % groups, first = (blocks - 1 - item / groups) * kQueryBlock;
-            forward_block<Act, kWeighted>(a, packed.group(group), group / a.heads, group % a.heads, first,
-                                          scratch + thread_index() * per_thread);
+            forward_block<Act, kWeighted>(a, packed.group(a, group), first, scratch + thread_index() * per_thread);
         }
     }
     free(scratch);

@@ -1,0 +1,55 @@
+"""The command `python -m causalrn.bench`: times the operators and the training step, and files the results."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from causalrn import bench_quadratic, bench_step
+from causalrn.benchmarking import describe_machine, file_record, plot_panels
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a benchmark and prints its record as one JSON line last."""
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.benchmark == "relation":
+        record, panels = bench_quadratic.run(options)
+        device = torch.device(options.device)
+        name = f"relation_{options.form}_{device.type}_{options.dtype}_D{options.channels}"
+    else:
+        record, panels = bench_step.run(options), {}
+        device = torch.device("cpu")
+        name = f"step_{options.form}"
+    record |= {"machine": describe_machine(device)}
+    if options.output is not None:
+        path = file_record(options.output, name, record)
+        print(f"filed as {path}")
+        if panels:
+            title = f"{record['benchmark']}, {record['form']}, {options.dtype}, B {options.batch_size}, " + (
+                f"H {options.heads}, D {options.channels}, {record['machine'].get('gpu', record['machine']['cpu'])}"
+            )
+            plot_panels(path.with_suffix(".png"), title, "T [tokens]", panels)
+    print(json.dumps(record))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m causalrn.bench", description=__doc__)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    relation = benchmarks.add_parser(
+        "relation", help="an operator over T, against plain formulas and attention"
+    )
+    relation.add_argument("--form", choices=("quadratic",), required=True, help="which relation")
+    bench_quadratic.add_arguments(relation)
+    step = benchmarks.add_parser("step", help="a training step of the official copying model")
+    bench_step.add_arguments(step)
+    for benchmark in (relation, step):
+        benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
+        benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

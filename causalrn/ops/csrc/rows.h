@@ -1,0 +1,100 @@
+// Rows of tensors in either dtype, and their float32 copies in scratch memory, padded to whole vectors.
+#pragma once
+
+#include "simd.h"
+
+// A function that not every source calls.
+#define CAUSALRN_STATIC [[maybe_unused]] static
+
+namespace causalrn {
+namespace CAUSALRN_ISA {
+
+// The channels of a row, padded with zeros to whole vectors.
+CAUSALRN_INLINE int64_t padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
+
+CAUSALRN_INLINE vec load_row(const void* tensor, int64_t offset, int count, bool bf16) {
+    alignas(64) float lanes[kWidth];
+    if (bf16) {
+        const uint16_t* p = static_cast<const uint16_t*>(tensor) + offset;
+        if (count == kWidth) return loadu_bf16(p);
+        for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? float_from_bf16(p[lane]) : 0;
+        return load(lanes);
+    }
+    const float* p = static_cast<const float*>(tensor) + offset;
+    return count == kWidth ? loadu(p) : load_part(p, count);
+}
+
+// tensor[offset ...] = factor * (row - shift).
+CAUSALRN_STATIC void store_row(void* tensor, int64_t offset, const float* row, int64_t channels, float factor, float shift,
+                      bool bf16) {
+    for (int64_t d = 0; d < channels; d += kWidth) {
+        vec value = factor * (load(row + d) - shift);
+        int count = int(min(int64_t(kWidth), channels - d));
+        if (bf16) {
+            uint16_t* p = static_cast<uint16_t*>(tensor) + offset + d;
+            if (count == kWidth) {
+                storeu_bf16(p, value);
+            } else {
+                for (int lane = 0; lane < count; ++lane) p[lane] = bf16_from_float(value[lane]);
+            }
+        } else {
+            float* p = static_cast<float*>(tensor) + offset + d;
+            if (count == kWidth) {
+                storeu(p, value);
+            } else {
+                store_part(p, value, count);
+            }
+        }
+    }
+}
+
+// Sum of a row of scratch memory without its padding, which may hold anything.
+CAUSALRN_INLINE float row_sum(const float* row, int64_t channels) {
+    vec total = {};
+    for (int64_t d = 0; d < channels; d += kWidth) total += load_part(row + d, int(min(int64_t(kWidth), channels - d)));
+    return sum(total);
+}
+
+// Half as many doubles as floats fit into a vector.
+typedef double dvec __attribute__((vector_size(4 * kWidth)));
+typedef float half_vec __attribute__((vector_size(2 * kWidth)));
+
+CAUSALRN_INLINE dvec widen(const float* p) {
+    half_vec x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector(x, dvec);
+}
+CAUSALRN_INLINE void narrow(float* p, dvec x) {
+    half_vec rounded = __builtin_convertvector(x, half_vec);
+    memcpy(p, &rounded, sizeof rounded);
+}
+
+// What is known of a row in scratch memory.
+struct Row {
+    // What was taken off.
+    double mean;
+    // Of what is left.
+    float squares;
+};
+
+// Copies a row into scratch memory, less its mean if it is to be centred.
+CAUSALRN_STATIC Row pack_row(const void* tensor, int64_t offset, int64_t channels, bool bf16, bool centre, float* values) {
+    const int64_t stride = padded(channels), whole = channels / kWidth * kWidth;
+    for (int64_t d = 0; d < whole; d += kWidth) store(values + d, load_row(tensor, offset + d, kWidth, bf16));
+    if (whole < channels) store(values + whole, load_row(tensor, offset + whole, int(channels - whole), bf16));
+    double mean = 0;
+    if (centre) {
+        dvec total = {};
+        for (int64_t d = 0; d < stride; d += kWidth / 2) total += widen(values + d);
+        for (int lane = 0; lane < kWidth / 2; ++lane) mean += total[lane];
+        mean /= double(channels);
+        for (int64_t d = 0; d < stride; d += kWidth / 2) narrow(values + d, widen(values + d) - mean);
+        for (int64_t d = channels; d < stride; ++d) values[d] = 0;
+    }
+    vec squares = {};
+    for (int64_t d = 0; d < stride; d += kWidth) squares += load(values + d) * load(values + d);
+    return {mean, sum(squares)};
+}
+
+}  // namespace CAUSALRN_ISA
+}  // namespace causalrn
