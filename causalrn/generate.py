@@ -15,7 +15,9 @@ from causalrn.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.decoding import stream
 from causalrn.memory import format_bytes
 from causalrn.models import LanguageModel
+from causalrn.models.stored import store_weights
 
+WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,6 +32,7 @@ def main(args: list[str] | None = None) -> None:
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
     codec = NumberCodec(network.vocab_size) if options.ids else codec_of(checkpoint, network)
+    network = store_weights(network, WEIGHT_DTYPES[options.weights])
     network = network.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if prompts:
         answer(network, codec, prompts, options)
@@ -78,8 +81,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="end at this text; may repeat"
     )
     parser.add_argument(
-        "--pool-dtype", choices=POOL_DTYPES, help="of the stored positions (default: that of the weights)"
+        "--weights",
+        choices=WEIGHT_DTYPES,
+        default="float32",
+        help="what weights are held in (default: float32)",
     )
+    parser.add_argument("--pool-dtype", choices=POOL_DTYPES, help="of the positions kept (default: float32)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     return parser
 

@@ -50,7 +50,7 @@ def test_prints_what_the_model_generates(checkpoint: Path, capsys: pytest.Captur
     assert re.search(
         r"prompt of 5 tokens in \d+ ms, 20 tokens at [\d.]+ tokens/s, state 2,304 bytes \(2.3 kB\)", err
     )
-    out, err = output_of([*args, "--max-tokens", "20", "--pool-dtype", "bfloat16"], capsys)
+    _, err = output_of([*args, "--max-tokens", "20", "--pool-dtype", "bfloat16", "--weights", "int8"], capsys)
     assert "state 1,152 bytes" in err
 
 

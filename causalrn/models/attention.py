@@ -141,9 +141,9 @@ class LinearAttention(Attention):
         weight = rearrange(scores.sum(-1), "b h i -> b i h 1")
         kv_sum, k_sum = torch.einsum("bjhd,bjhe->bhde", k, v), k.sum(1)
         if state is not None:
-            y = y + torch.einsum("bihd,bhde->bihe", q, state[0])
-            weight = weight + torch.einsum("bihd,bhd->bih", q, state[1])[..., None]
-            kv_sum, k_sum = kv_sum + state[0], k_sum + state[1]
+            y = y + torch.einsum("bihd,bhde->bihe", q, state[0].to(q.dtype))
+            weight = weight + torch.einsum("bihd,bhd->bih", q, state[1].to(q.dtype))[..., None]
+            kv_sum, k_sum = state[0] + kv_sum, state[1] + k_sum
         return self.out_proj(rearrange(y / weight, "b t h d -> b t (h d)")), (kv_sum, k_sum)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
@@ -156,9 +156,10 @@ class LinearAttention(Attention):
     ) -> tuple[Tensor, Tensor]:
         self.check_causal()
         channels = self.d_model // self.n_heads
-        weight = self.qkv_proj.weight
+        device = self.qkv_proj.weight.device
         shape = (batch_size, self.n_heads, channels)
-        return weight.new_zeros(*shape, channels), weight.new_zeros(shape)
+        # Sums over positions are kept in float32 whatever the weights are held in.
+        return torch.zeros(*shape, channels, device=device), torch.zeros(shape, device=device)
 
     def extend(
         self, x: Float[Tensor, "B T C"], state: tuple[Tensor, Tensor]

@@ -56,74 +56,126 @@ CAUSALRN_INLINE vec pair_tail(const float* q, const void* row, int64_t d, int co
     return load(lanes);
 }
 
-// Mean and 1 / (std + eps) of x = q + k over the channels. The sums are taken of x itself, in which q and k have
-// cancelled already, and the row of k stays in L1 from pass to pass.
+// One query, and what of the arguments concerns it.
+struct StepQuery {
+    const float* q;
+    int64_t channels, whole;
+    int rest, norm;
+    float eps, gain;
+};
+
+// Positions taken together: their sums stay in registers while q is loaded once.
+constexpr int kRows = 4;
+
+// Sum of squares of x - mean, in a pass of its own.
 template <bool kBf16>
-CAUSALRN_INLINE void pair_moments(const StepArguments& a, const float* q, const void* row, float* mean, float* inverse) {
-    const int64_t whole = a.channels / kWidth * kWidth;
-    const int rest = int(a.channels - whole);
-    *mean = 0;
-    *inverse = 1;
-    if (a.norm == kStepNone) return;
-    if (a.norm == kStepLayer) {
-        vec total[4] = {};
-        int64_t d = 0;
-        for (; d + 4 * kWidth <= whole; d += 4 * kWidth)
-            for (int n = 0; n < 4; ++n) total[n] += loadu(q + d + n * kWidth) + load_key<kBf16>(row, d + n * kWidth);
-        for (; d < whole; d += kWidth) total[0] += loadu(q + d) + load_key<kBf16>(row, d);
-        if (rest) total[1] += pair_tail<kBf16>(q, row, whole, rest);
-        *mean = sum((total[0] + total[1]) + (total[2] + total[3])) / float(a.channels);
+static float centred_squares(const StepQuery& query, const void* row, float mean) {
+    const vec shift = broadcast(mean);
+    vec squares = {};
+    for (int64_t d = 0; d < query.whole; d += kWidth) {
+        vec x = loadu(query.q + d) + load_key<kBf16>(row, d) - shift;
+        squares += x * x;
     }
-    const vec shift = broadcast(*mean);
-    vec squares[4] = {};
-    int64_t d = 0;
-    for (; d + 4 * kWidth <= whole; d += 4 * kWidth)
-        for (int n = 0; n < 4; ++n) {
-            vec x = loadu(q + d + n * kWidth) + load_key<kBf16>(row, d + n * kWidth) - shift;
-            squares[n] += x * x;
-        }
-    for (; d < whole; d += kWidth) {
-        vec x = loadu(q + d) + load_key<kBf16>(row, d) - shift;
-        squares[0] += x * x;
-    }
-    float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
-    for (d = whole; d < a.channels; ++d) {
-        float x = q[d] + key_at<kBf16>(row, d) - *mean;
+    float total = sum(squares);
+    for (int64_t d = query.whole; d < query.channels; ++d) {
+        float x = query.q[d] + key_at<kBf16>(row, d) - mean;
         total += x * x;
     }
-    *inverse = 1.0f / (__builtin_sqrtf(total / float(a.channels)) + a.eps);
+    return total;
 }
 
-// Adds the positions [begin, end) of one query to its row `total`, D floats.
-template <class Act, bool kBf16>
+// Mean and 1 / (std + eps) over the channels of x = q + k for `count` rows. The sums are taken of x itself, in which q
+// and k have cancelled already.
+template <bool kBf16, int count>
+CAUSALRN_INLINE void pair_moments(const StepQuery& query, const void* const* rows, float* mean, float* inverse) {
+    vec total[count] = {}, squares[count] = {};
+    for (int64_t d = 0; d < query.whole; d += kWidth) {
+        const vec q = loadu(query.q + d);
+        for (int n = 0; n < count; ++n) {
+            vec x = q + load_key<kBf16>(rows[n], d);
+            total[n] += x;
+            squares[n] += x * x;
+        }
+    }
+    if (query.rest) {
+        for (int n = 0; n < count; ++n) {
+            vec x = pair_tail<kBf16>(query.q, rows[n], query.whole, query.rest);
+            total[n] += x;
+            squares[n] += x * x;
+        }
+    }
+    const float per_channel = 1.0f / float(query.channels);
+    for (int n = 0; n < count; ++n) {
+        mean[n] = query.norm == kStepLayer ? sum(total[n]) * per_channel : 0;
+        float variance = sum(squares[n]) * per_channel - mean[n] * mean[n];
+        // Where the mean outweighs the deviation, the difference has lost its digits.
+        if (mean[n] * mean[n] > variance) variance = centred_squares<kBf16>(query, rows[n], mean[n]) * per_channel;
+        inverse[n] = query.norm == kStepNone ? 1.0f : 1.0f / (__builtin_sqrtf(variance) + query.eps);
+    }
+    if (query.norm == kStepNone)
+        for (int n = 0; n < count; ++n) mean[n] = 0;
+}
+
+// Adds `count` positions, with a weight each, to the row `total`. `next` rows further on are fetched meanwhile.
+template <class Act, bool kBf16, bool kWeighted, int count>
+CAUSALRN_INLINE void add_rows(const StepQuery& query, const void* const* rows, const float* weights, int64_t next,
+                              float* total) {
+    float mean[count], inverse[count];
+    pair_moments<kBf16, count>(query, rows, mean, inverse);
+    vec shift[count], scale[count], weight[count];
+    for (int n = 0; n < count; ++n) {
+        shift[n] = broadcast(mean[n]);
+        scale[n] = broadcast(Act::kScale * query.gain * inverse[n]);
+        weight[n] = broadcast(weights[n]);
+    }
+    for (int64_t d = 0; d < query.whole; d += kWidth) {
+        const vec q = loadu(query.q + d);
+        vec partial = {};
+        for (int n = 0; n < count; ++n) {
+            vec value = Act::value(q + load_key<kBf16>(rows[n], d) - shift[n], scale[n]);
+            // Without a weight the last product of exp and this sum are one instruction.
+            partial += kWeighted ? weight[n] * value : value;
+            __builtin_prefetch(static_cast<const char*>(rows[n]) + next + d * (kBf16 ? 2 : 4), 0, 2);
+        }
+        storeu(total + d, loadu(total + d) + partial);
+    }
+    if (query.rest) {
+        vec partial = load_part(total + query.whole, query.rest);
+        for (int n = 0; n < count; ++n) {
+            vec x = pair_tail<kBf16>(query.q, rows[n], query.whole, query.rest) - shift[n];
+            partial += weight[n] * Act::value(x, scale[n]);
+        }
+        store_part(total + query.whole, partial, query.rest);
+    }
+}
+
+// Sets `total` (D floats) to the sum over the positions [begin, end) of one query.
+template <class Act, bool kBf16, bool kWeighted>
 static void add_positions(const StepArguments& a, int64_t b, int64_t h, int64_t begin, int64_t end, float* total) {
     const int64_t whole = a.channels / kWidth * kWidth;
-    const int rest = int(a.channels - whole);
-    const float* q = a.q + (b * a.heads + h) * a.channels;
-    const float gain = a.gain ? a.gain[b * a.heads + h] : 1.0f;
-    const int64_t row_stride = a.heads * a.channels, width = kBf16 ? 2 : 4;
-    const char* pool = static_cast<const char*>(a.pool) + (b * a.pool_stride + h * a.channels) * width;
+    const StepQuery query = {a.q + (b * a.heads + h) * a.channels, a.channels, whole, int(a.channels - whole), a.norm,
+                             a.eps, a.gain ? a.gain[b * a.heads + h] : 1.0f};
+    const int64_t row_bytes = a.heads * a.channels * (kBf16 ? 2 : 4);
+    const char* pool = static_cast<const char*>(a.pool) + (b * a.pool_stride + h * a.channels) * (kBf16 ? 2 : 4);
     memset(total, 0, sizeof(float) * size_t(a.channels));
-    for (int64_t j = begin; j < end; ++j) {
-        const void* row = pool + j * row_stride * width;
-        float mean, inverse;
-        pair_moments<kBf16>(a, q, row, &mean, &inverse);
-        const vec shift = broadcast(mean), scale = broadcast(Act::kScale * gain * inverse);
-        vec weight = broadcast(1);
-        if (a.slope) weight = exp(broadcast(-a.slope[h] * float(a.lengths[b] - 1 - j)));
-        for (int64_t d = 0; d < whole; d += kWidth) {
-            vec value = Act::value(loadu(q + d) + load_key<kBf16>(row, d) - shift, scale);
-            storeu(total + d, loadu(total + d) + value * weight);
+    const void* rows[kRows];
+    alignas(64) float weights[kRows];
+    for (int64_t j = begin; j < end; j += kRows) {
+        const int count = int(min(int64_t(kRows), end - j));
+        for (int n = 0; n < count; ++n) {
+            rows[n] = pool + (j + n) * row_bytes;
+            weights[n] = kWeighted ? exp(broadcast(-a.slope[h] * float(a.lengths[b] - 1 - j - n)))[0] : 1.0f;
         }
-        if (rest) {
-            vec value = Act::value(pair_tail<kBf16>(q, row, whole, rest) - shift, scale);
-            store_part(total + whole, load_part(total + whole, rest) + value * weight, rest);
+        if (count == kRows) {
+            add_rows<Act, kBf16, kWeighted, kRows>(query, rows, weights, kRows * row_bytes, total);
+        } else {
+            for (int n = 0; n < count; ++n) add_rows<Act, kBf16, kWeighted, 1>(query, rows + n, weights + n, 0, total);
         }
     }
 }
 
 // The parts are of a fixed length and are added up in order, so that the result does not depend on the threads.
-template <class Act, bool kBf16>
+template <class Act, bool kBf16, bool kWeighted>
 static int run_step(const StepArguments& a) {
     const int64_t parts = (a.positions + a.part - 1) / a.part, queries = a.batch * a.heads;
 #pragma omp parallel num_threads(a.threads)
@@ -134,7 +186,7 @@ static int run_step(const StepArguments& a) {
             const StepReach reach = step_reach(a, b, h);
             const int64_t begin = max(reach.begin, item % parts * a.part);
             const int64_t end = min(reach.end, item % parts * a.part + a.part);
-            add_positions<Act, kBf16>(a, b, h, begin, end, a.scratch + item * a.channels);
+            add_positions<Act, kBf16, kWeighted>(a, b, h, begin, end, a.scratch + item * a.channels);
         }
 #pragma omp for schedule(static)
         for (int64_t query = 0; query < queries; ++query) {
@@ -163,18 +215,24 @@ static bool step_exp_is_bounded(const StepArguments& a) {
     return largest * __builtin_sqrtf(float(a.channels)) < 86.0f;
 }
 
-template <bool kBf16>
-static int with_step_activation(const StepArguments& a) {
+template <bool kBf16, bool kWeighted>
+static int with_activation(const StepArguments& a) {
     switch (a.activation) {
-        case kStepExp: return step_exp_is_bounded(a) ? run_step<BoundedExp, kBf16>(a) : run_step<Exp, kBf16>(a);
-        case kStepRelu: return run_step<Relu, kBf16>(a);
-        case kStepElu: return run_step<Elu, kBf16>(a);
-        default: return run_step<Gelu, kBf16>(a);
+        case kStepExp:
+            return step_exp_is_bounded(a) ? run_step<BoundedExp, kBf16, kWeighted>(a) : run_step<Exp, kBf16, kWeighted>(a);
+        case kStepRelu: return run_step<Relu, kBf16, kWeighted>(a);
+        case kStepElu: return run_step<Elu, kBf16, kWeighted>(a);
+        default: return run_step<Gelu, kBf16, kWeighted>(a);
     }
 }
 
+template <bool kBf16>
+static int with_weights(const StepArguments& a) {
+    return a.slope ? with_activation<kBf16, true>(a) : with_activation<kBf16, false>(a);
+}
+
 CAUSALRN_EXPORT(int, quadratic_step)(const StepArguments* arguments) {
-    return arguments->bf16 ? with_step_activation<true>(*arguments) : with_step_activation<false>(*arguments);
+    return arguments->bf16 ? with_weights<true>(*arguments) : with_weights<false>(*arguments);
 }
 
 }  // namespace CAUSALRN_ISA

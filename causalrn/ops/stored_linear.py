@@ -1,0 +1,101 @@
+"""A linear layer whose weights are held in fewer bits than it computes with, as one PyTorch operator."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from causalrn.ops import native
+
+# In the order of WeightType in csrc/stored_linear.cpp.
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+# Rows above which PyTorch's matrix product, for which the weights are widened first, is the faster one.
+MAX_ROWS = 8
+# Bytes of weights below which another thread costs more than it saves.
+BYTES_PER_THREAD = 2**16
+
+
+class Arguments(ctypes.Structure):
+    """`StoredLinearArguments` of csrc/stored_linear.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "bias", "y")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
+        *((name, ctypes.c_int32) for name in ("type", "threads")),
+    )
+
+
+def stored_linear(
+    x: Float[Tensor, "*shape I"],
+    weight: Shaped[Tensor, "O I"],
+    scale: Float[Tensor, " O"] | None = None,
+    bias: Float[Tensor, " O"] | None = None,
+) -> Float[Tensor, "*shape O"]:
+    """x @ (scale * weight)^T + bias in the dtype of x, reading each stored weight once. Not differentiable.
+
+    Args:
+        x: input.
+        weight: in float32, bfloat16 or int8.
+        scale: factor on each of the weight's rows; 1 if None.
+        bias: added if given.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a weight of another dtype.
+    """
+    if weight.dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"stored_linear: got a weight of {weight.dtype}, wanted one of {WEIGHT_DTYPES}")
+    outputs = weight.shape[:1]
+    others = {"scale": scale, "bias": bias}
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"stored_linear: got x {tuple(x.shape)} and weight {tuple(weight.shape)}, wanted (..., I) and (O, I)"
+        )
+    for name, tensor in others.items():
+        if tensor is not None and tensor.shape != outputs:
+            raise ValueError(f"stored_linear: got {name} {tuple(tensor.shape)}, wanted {tuple(outputs)}")
+    y = torch.ops.causalrn.stored_linear(x.reshape(-1, x.shape[-1]), weight, scale, bias)
+    return y.view(*x.shape[:-1], len(weight))
+
+
+@torch.library.custom_op(
+    "causalrn::stored_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor",
+)
+def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    return widened(x, weight, scale, bias)
+
+
+@stored_linear_op.register_kernel("cpu")
+def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    if not 0 < len(x) <= MAX_ROWS or x.dtype is not torch.float32 or native.load_library() is None:
+        return widened(x, weight, scale, bias)
+    y = x.new_empty(len(x), len(weight))
+    tensors = {"x": x.contiguous(), "weight": weight.contiguous(), "scale": scale, "bias": bias, "y": y}
+    arguments = Arguments(
+        rows=len(x),
+        inputs=x.shape[1],
+        outputs=len(weight),
+        type=WEIGHT_DTYPES.index(weight.dtype),
+        threads=min(torch.get_num_threads(), 1 + weight.nbytes // BYTES_PER_THREAD),
+        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
+    )
+    function = native.find_kernel("stored_linear")
+    assert function is not None
+    function(ctypes.byref(arguments))
+    return y
+
+
+@stored_linear_op.register_fake
+def stored_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    return x.new_empty(len(x), len(weight))
+
+
+def widened(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The operator in plain PyTorch."""
+    wide = weight.to(x.dtype)
+    if scale is not None:
+        wide = wide * scale[:, None].to(x.dtype)
+    return F.linear(x, wide, None if bias is None else bias.to(x.dtype))
