@@ -84,7 +84,7 @@ class StreamDataModule(lightning.LightningDataModule):
             if state_dict.get(key) != here:
                 raise ValueError(
                     f"the checkpoint was trained on other data and cannot continue on this: {key} was "
-                    f"{state_dict.get(key)!r} and is {here!r}"
+                    f"{_short(state_dict.get(key))} and is {_short(here)}"
                 )
 
     def _fixed_loaders(self, split: str) -> list[FixedLoader]:
@@ -112,3 +112,9 @@ class StreamDataModule(lightning.LightningDataModule):
         # With tensor parallelism several ranks share one part of the batch; Lightning's strategy knows.
         parts = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return Rank(parts["rank"], parts["num_replicas"]) if parts else Rank()
+
+
+def _short(value: object) -> str:
+    """A value for a message of one line; a tokenizer can have megabytes."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"

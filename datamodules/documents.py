@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import importlib
+import io
 import json
 import lzma
 import tarfile
@@ -15,7 +16,10 @@ from typing import IO, Any
 # A document longer than one piece is read piece by piece, so that memory does not grow with it.
 PIECE_BYTES = 1 << 20
 # JSON and parquet hand over a document at once; one above this would break the promise on memory.
-MAX_RECORD_BYTES = 1 << 26
+MAX_RECORD_BYTES = 1 << 25
+
+# A compressed piece this small cannot expand to more than a few tens of MB even in a hostile file.
+_ZSTANDARD_READ_BYTES = 1 << 14
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")
 SUFFIXES = (".txt", *_JSONL, ".parquet", ".tar")
@@ -51,17 +55,19 @@ class Document:
     def check(self) -> str | None:
         """What is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
         decoder = codecs.getincrementaldecoder("utf-8")()
-        read = 0
+        read = start = 0
         try:
             for piece in self.pieces():
                 if b"\0" in piece:
                     return f"a NUL byte at byte {read + piece.index(0)}"
+                # The decoder counts from the bytes of a character that an earlier piece left unfinished.
+                start = read - len(decoder.getstate()[0])
                 decoder.decode(piece)
                 read += len(piece)
+            start = read - len(decoder.getstate()[0])
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            # The decoder counts from the bytes it carried over, at most three before this piece.
-            return f"invalid UTF-8 near byte {read + error.start}: {error.reason}"
+            return f"invalid UTF-8 at byte {start + error.start}: {error.reason}"
         return None
 
 
@@ -71,8 +77,8 @@ def kind_of(path: str | Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def find_files(inputs: Iterable[str | Path]) -> list[Path]:
-    """The corpus files among `inputs`, folders searched recursively, in a stable order.
+def find_files(inputs: Iterable[str | Path], exclude: str | Path | None = None) -> list[Path]:
+    """The corpus files among `inputs` but not below `exclude`, folders searched recursively, in a stable order.
 
     Raises:
         DocumentError: if an input does not exist, is of an unknown kind, or a folder holds no corpus file.
@@ -81,6 +87,9 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     for given in map(Path, inputs):
         if given.is_dir():
             found = sorted(path for path in given.rglob("*") if path.is_file() and kind_of(path))
+            if exclude is not None:
+                left_out = Path(exclude).resolve()
+                found = [path for path in found if not path.resolve().is_relative_to(left_out)]
             if not found:
                 raise DocumentError(f"no {', '.join(SUFFIXES)} file in {given}")
             files += found
@@ -108,13 +117,16 @@ def optional_module(name: str, needed_for: str) -> ModuleType:
 def cut(path: Path, unit_bytes: int) -> list[Span]:
     """Spans of about `unit_bytes` that separate processes can read; a .txt file is one document, so one span."""
     size = path.stat().st_size
-    if kind_of(path) == ".jsonl":
+    kind = kind_of(path)
+    if kind == ".jsonl":
         return [Span(str(path), start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
-    if kind_of(path) == ".parquet":
+    if kind == ".parquet":
         groups = _parquet_file(str(path)).num_row_groups
         per_span = max(1, groups * unit_bytes // max(size, 1))
         return [Span(str(path), g, min(g + per_span, groups)) for g in range(0, groups, per_span)]
-    return [Span(str(path), 0, size)] if size else []
+    if not size:
+        return []
+    return [Span(str(path), 0, size)] if kind == ".txt" else [Span(str(path))]
 
 
 def read_documents(span: Span, text_field: str) -> Iterator[Document]:
@@ -145,15 +157,54 @@ def _text_document(span: Span) -> Document:
     return Document(span.path, pieces)
 
 
-def _open_compressed(path: str) -> IO[bytes] | gzip.GzipFile:
+def _open_compressed(path: str) -> IO[bytes] | gzip.GzipFile | io.BufferedReader:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".xz"):
         return lzma.open(path, "rb")
     if path.endswith(".zst"):
-        zstandard = optional_module("zstandard", path)
-        return zstandard.open(path, "rb")
+        return io.BufferedReader(_ZstandardFile(path), PIECE_BYTES)
     return open(path, "rb")
+
+
+class _ZstandardFile(io.RawIOBase):
+    """The content of a .zst file of any number of frames.
+
+    The library's own file object takes a file that was cut short for one that ends there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._library = optional_module("zstandard", path)
+        self._file = io.FileIO(path)
+        self._frame: Any = None
+        self._waiting = b""
+        self._content = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            compressed = self._waiting or self._file.read(_ZSTANDARD_READ_BYTES)
+            if not compressed:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            try:
+                self._content = memoryview(self._frame.decompress(compressed))
+            except self._library.ZstdError as error:
+                raise EOFError(str(error)) from None
+            self._waiting = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._content))
+        buffer[:size], self._content = self._content[:size], self._content[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _record_document(name: str, record: Any, text_field: str) -> Document:
@@ -204,7 +255,11 @@ def _jsonl_documents(span: Span, text_field: str) -> Iterator[Document]:
 
 
 def _parquet_file(path: str) -> Any:
-    return optional_module("pyarrow.parquet", path).ParquetFile(path)
+    library = optional_module("pyarrow.parquet", path)
+    try:
+        return library.ParquetFile(path)
+    except (ValueError, OSError) as error:
+        raise DocumentError(f"cannot read {path}: {error}") from None
 
 
 def _parquet_documents(span: Span, text_field: str) -> Iterator[Document]:

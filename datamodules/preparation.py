@@ -1,96 +1,45 @@
-"""Prepares a folder of shards: plans units of input, packs them in parallel and writes the manifest last."""
+"""Prepares a folder of shards: packs the units of a plan in parallel and writes the manifest last."""
 
 import contextlib
 import fcntl
-import hashlib
-import itertools
-import json
 import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from datamodules.documents import DocumentError, Span, cut, find_files, kind_of, read_documents
-from datamodules.packing import (
-    PARTS,
-    SPLITS,
-    PackSettings,
-    UnitRecord,
-    assign_split,
-    pack_unit,
-    record_path,
-)
+from datamodules import baselines
+from datamodules.documents import DocumentError
+from datamodules.packing import PARTS, SPLITS, UnitRecord, pack_unit, record_path
+from datamodules.planning import Plan
 from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, Split, write_atomically
-from datamodules.tokenizers import decode_pieces, from_description, token_dtype
+from datamodules.tokenizers import from_description, token_dtype
 
-# Input bytes of one unit of parallel work: seconds of work, so that little is repeated after a kill.
-UNIT_BYTES = 1 << 26
-# A corpus of fewer .txt files than this is split by position, because so few documents cannot be split fairly.
-_FEW_DOCUMENTS = 20
+_LOCK = ".lock"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The units of one preparation and where they come from; `key` changes with anything that changes the shards."""
-
-    units: list[list[Span]]
-    settings: PackSettings
-    source: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        spans = [[asdict(span) for span in unit] for unit in self.units]
-        files = sorted({span.path for unit in self.units for span in unit})
-        stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-        description = [spans, stamps, asdict(self.settings), self.source]
-        return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
-def plan_files(
-    inputs: Sequence[str | Path],
-    settings: PackSettings,
-    split_by: Literal["auto", "documents", "position"] = "auto",
-) -> Plan:
-    """Units of about UNIT_BYTES over all files.
-
-    With "position" each .txt file gives its last part to the test split and the part before to validation, cut at
-    line ends; "auto" does so for fewer than 20 .txt files and otherwise splits by document.
-
-    Raises:
-        DocumentError: if there is no input, or "position" is asked of other files than .txt.
-    """
-    files = find_files(inputs)
-    only_text = all(kind_of(path) == ".txt" for path in files)
-    if split_by == "auto":
-        split_by = "position" if only_text and len(files) < _FEW_DOCUMENTS else "documents"
-    if split_by == "position" and not only_text:
-        raise DocumentError("a split by position needs .txt files")
-    units: list[list[Span]] = []
-    unit: list[Span] = []
-    size = 0
-    for path in files:
-        for span in _by_position(path, settings) if split_by == "position" else cut(path, UNIT_BYTES):
-            unit.append(span)
-            size += (span.stop or 0) - span.start if kind_of(path) != ".parquet" else UNIT_BYTES
-            if size >= UNIT_BYTES:
-                units.append(unit)
-                unit, size = [], 0
-    if unit:
-        units.append(unit)
-    if not units:
-        raise DocumentError(f"nothing but empty files in {', '.join(map(str, inputs))}")
-    return Plan(units, settings, {"inputs": [str(given) for given in inputs], "split_by": split_by})
-
-
-def prepare(plan: Plan, output: str | Path, *, workers: int = 1, overwrite: bool = False) -> Manifest:
+def prepare(
+    plan: Plan,
+    output: str | Path,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    wait_for_other: bool = False,
+) -> Manifest:
     """Writes the shards of a plan, or finishes what a killed preparation of the same plan began.
+
+    Args:
+        plan: what to read and how.
+        output: folder of the shards; made if it is not there.
+        workers: processes that pack units.
+        overwrite: replace an earlier preparation in the folder.
+        wait_for_other: where another process prepares the folder, wait and take what it made, as the nodes of one
+            job do on a shared file system.
 
     Raises:
         ShardError: if `output` holds other files or another preparation, or one is at work in it.
@@ -98,11 +47,11 @@ def prepare(plan: Plan, output: str | Path, *, workers: int = 1, overwrite: bool
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with _lock(folder, wait_for_other) as waited:
         key = plan.key
         if (folder / MANIFEST).exists() and not overwrite:
             manifest = Manifest.load(folder)
-            if manifest.source.get("plan") == key:
+            if waited or manifest.source.get("plan") == key:
                 return manifest
             raise ShardError(
                 f"{folder} holds shards of another corpus or settings: choose another, or --overwrite"
@@ -116,28 +65,37 @@ def prepare(plan: Plan, output: str | Path, *, workers: int = 1, overwrite: bool
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
+def _lock(folder: Path, wait_for_other: bool) -> Iterator[bool]:
+    """Keeps other preparations out; yields whether another one was waited for."""
+    with (folder / _LOCK).open("w") as file:
+        waited = False
         try:
             # Released by the system when the process ends, however it ends.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ShardError(f"another preparation is writing into {folder}") from None
-        yield
+            if not wait_for_other:
+                raise ShardError(f"another preparation is writing into {folder}") from None
+            waited = True
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield waited
 
 
 def _claim(folder: Path, key: str, overwrite: bool) -> None:
     """Leaves the folder with the finished units of this very plan and nothing else of ours."""
     plan_path = folder / PARTS / "plan"
-    if plan_path.exists() and plan_path.read_text() == key:
-        return
-    if overwrite or plan_path.exists():
-        (folder / MANIFEST).unlink(missing_ok=True)
+    same = plan_path.exists() and plan_path.read_text() == key
+    if not same and (overwrite or plan_path.exists()):
+        for path in (folder / MANIFEST, folder / baselines.FILE):
+            path.unlink(missing_ok=True)
         shutil.rmtree(folder / PARTS, ignore_errors=True)
         for split in SPLITS:
-            for shard in folder.glob(f"{split}-*.tar*"):
+            for shard in folder.glob(f"{split}-*.tar"):
                 shard.unlink()
-    foreign = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    for temporary in folder.glob("*.tmp"):
+        temporary.unlink()
+    if same:
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if path.name != _LOCK)
     if foreign:
         raise ShardError(f"{folder} is not empty: it holds {foreign[0]}")
     (folder / PARTS).mkdir()
@@ -149,25 +107,35 @@ def _pack(plan: Plan, folder: Path, workers: int) -> None:
     progress = _Progress(len(plan.units), len(plan.units) - len(missing))
     if workers <= 1 or len(missing) <= 1:
         for unit in missing:
-            pack_unit(folder, unit, plan.units[unit], plan.settings)
-            progress.advance()
+            pack_unit(folder, unit, plan.units[unit], plan.settings, progress.add_bytes)
+            progress.unit_done()
         return
-    # Forking would copy the threads' locks of a parent that has torch loaded.
+    # Forking would copy the locks of a parent whose threads hold some.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-        tasks = {
-            pool.submit(pack_unit, folder, unit, plan.units[unit], plan.settings): unit for unit in missing
-        }
+    processes = min(workers, len(missing))
+    with ProcessPoolExecutor(processes, context, _end_with_parent, (os.getpid(),)) as pool:
+        tasks = [pool.submit(pack_unit, folder, unit, plan.units[unit], plan.settings) for unit in missing]
         try:
             for task in as_completed(tasks):
-                task.result()
-                progress.advance()
+                progress.add_bytes(sum(task.result().text_bytes.values()))
+                progress.unit_done()
         except BrokenProcessPool:
             raise ShardError(
                 f"a process preparing {folder} was killed; run the same command again to finish"
             ) from None
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Starts a thread that ends this process when its parent is gone: a killed parent cannot tell its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _merge(plan: Plan, folder: Path) -> Manifest:
@@ -181,9 +149,13 @@ def _merge(plan: Plan, folder: Path) -> Manifest:
         )
         for split in SPLITS
     }
+    inputs = ", ".join(plan.source.get("inputs", [plan.source.get("preset", "the corpus")]))
     if not splits["train"].tokens:
+        raise DocumentError(f"no text for training in {inputs}: every document is empty, bad or held out")
+    if not splits["val"].tokens and plan.settings.val_fraction:
         raise DocumentError(
-            f"no text for training in {plan.source}: every document is empty, bad or held out"
+            f"none of the {splits['train'].documents} documents of {inputs} fell into the validation split: raise "
+            f"--val-fraction ({plan.settings.val_fraction}) or change --seed ({plan.settings.seed})"
         )
     tokenizer = from_description(plan.settings.tokenizer)
     return Manifest(
@@ -198,69 +170,40 @@ def _merge(plan: Plan, folder: Path) -> Manifest:
     )
 
 
-def cut_document(whole: Span) -> list[Span]:
-    """A range of a .txt file as spans of about UNIT_BYTES, cut at line ends."""
-    path, stop = Path(whole.path), whole.stop or 0
-    bounds = [whole.start]
-    while bounds[-1] < stop:
-        bounds.append(min(_line_end(path, bounds[-1] + UNIT_BYTES), stop))
-    return [
-        replace(whole, start=start, stop=end, closes=whole.closes and end == stop)
-        for start, end in itertools.pairwise(bounds)
-    ]
-
-
-def plan_texts(plan: Plan, splits: Sequence[str]) -> Iterator[str]:
-    """The text of every usable document of some splits, in pieces: what a tokenizer is trained on."""
-    for spans in plan.units:
-        for span in spans:
-            for document in read_documents(span, plan.settings.text_field):
-                if (span.split or assign_split(document, plan.settings)) in splits and (
-                    not plan.settings.check_documents or document.check() is None
-                ):
-                    yield from decode_pieces(document.pieces())
-
-
-def _by_position(path: Path, settings: PackSettings) -> list[Span]:
-    size = path.stat().st_size
-    val_start = _line_end(path, int(size * (1 - settings.val_fraction - settings.test_fraction)))
-    test_start = _line_end(path, int(size * (1 - settings.test_fraction)))
-    bounds = {"train": (0, val_start), "val": (val_start, test_start), "test": (test_start, size)}
-    spans = [Span(str(path), start, stop, split) for split, (start, stop) in bounds.items() if start < stop]
-    return [part for span in spans for part in cut_document(span)]
-
-
-def _line_end(path: Path, offset: int) -> int:
-    """The first line end at or after the offset, or the first character start where no line ends within 64 KiB."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        following = file.read(1 << 16)
-    newline = following.find(b"\n")
-    if newline >= 0:
-        return offset + newline + 1
-    # Bytes 10xxxxxx continue a character of UTF-8.
-    return offset + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
-
-
 class _Progress:
     """A bar on a terminal, a plain line now and then elsewhere, both on stderr."""
 
+    _BAR_SECONDS = 0.1
     _LINE_SECONDS = 10.0
 
     def __init__(self, units: int, done: int) -> None:
         self.units = units
         self.done = done
-        self._last_seconds = time.monotonic()
+        self.bytes = 0
+        self.on_terminal = sys.stderr.isatty()
+        self._start_seconds = self._shown_seconds = time.monotonic()
         if done:
             print(f"resuming: {done} of {units} units are already prepared", file=sys.stderr)
 
-    def advance(self) -> None:
+    def add_bytes(self, count: int) -> None:
+        self.bytes += count
+        self._show(last=False)
+
+    def unit_done(self) -> None:
         self.done += 1
-        if sys.stderr.isatty():
+        self._show(last=self.done == self.units)
+
+    def _show(self, last: bool) -> None:
+        now = time.monotonic()
+        wanted_seconds = self._BAR_SECONDS if self.on_terminal else self._LINE_SECONDS
+        if not last and now - self._shown_seconds < wanted_seconds:
+            return
+        self._shown_seconds = now
+        rate = self.bytes / 1e6 / max(now - self._start_seconds, 1e-9)
+        state = f"{self.done}/{self.units} units, {self.bytes / 1e6:,.0f} MB at {rate:,.0f} MB/s"
+        if self.on_terminal:
             filled = 40 * self.done // self.units
             bar = "#" * filled + "." * (40 - filled)
-            end = "\n" if self.done == self.units else ""
-            print(f"\rpreparing [{bar}] {self.done}/{self.units} units", end=end, file=sys.stderr, flush=True)
-        elif self.done == self.units or time.monotonic() - self._last_seconds > self._LINE_SECONDS:
-            self._last_seconds = time.monotonic()
-            print(f"prepared {self.done} of {self.units} units", file=sys.stderr, flush=True)
+            print(f"\rpreparing [{bar}] {state} ", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(f"prepared {state}", file=sys.stderr, flush=True)

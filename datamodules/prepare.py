@@ -9,7 +9,8 @@ from pathlib import Path
 
 from datamodules.copy_shards import prepare_copy
 from datamodules.packing import SPLITS, PackSettings
-from datamodules.preparation import Plan, plan_files, plan_texts, prepare
+from datamodules.planning import Plan, plan_files, plan_texts
+from datamodules.preparation import prepare
 from datamodules.presets import NAMES, plan_preset
 from datamodules.shards import Manifest
 from datamodules.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
@@ -70,7 +71,7 @@ def _run_text(options: argparse.Namespace) -> str:
         text_field=options.text_field,
         on_bad_document=options.on_bad_document,
     )
-    return _prepare(plan_files(options.input, settings, options.split_by), options)
+    return _prepare(plan_files(options.input, settings, options.split_by, exclude=options.output), options)
 
 
 def _run_preset(options: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from datamodules.documents import DocumentError, Span
 from datamodules.downloads import PackageFile, cache_folder, fetch, open_member
 from datamodules.packing import PackSettings
-from datamodules.preparation import Plan, cut_document
+from datamodules.planning import Plan, cut_document
 
 STATE_OF_THE_UNION = Path(__file__).parent / "corpora" / "state_of_the_union.jsonl.xz"
 

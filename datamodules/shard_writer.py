@@ -29,7 +29,8 @@ class TarWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(path.name + ".tmp")
+        # With the process in the name, a process left over from a killed preparation cannot write into ours.
+        self.temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self.size_bytes = 0
         self._sha256 = hashlib.sha256()
         self._file: IO[bytes] | None = None

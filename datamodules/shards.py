@@ -101,7 +101,7 @@ class Manifest:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """A reader sees the old file or the whole new one, also after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

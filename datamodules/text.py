@@ -1,5 +1,6 @@
 """Language modelling on token shards, read in an order that resumes exactly on any number of ranks."""
 
+import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,26 +104,23 @@ class TextDataModule(StreamDataModule):
         self.on_bad_shard = on_bad_shard
         self.corpus = corpus
         self.skipped_samples = 0
-        self._manifest: Manifest | None = None
 
-    @property
+    @functools.cached_property
     def manifest(self) -> Manifest:
         """The manifest of the shards, checked against `vocab_size`."""
-        if self._manifest is None:
-            manifest = Manifest.load(self.shards_dir)
-            if manifest.vocab_size != self.vocab_size:
-                raise ShardError(
-                    f"{self.shards_dir}/{MANIFEST}: the tokenizer ({manifest.tokenizer['kind']}) has "
-                    f"{manifest.vocab_size} tokens, and vocab_size is {self.vocab_size}"
-                )
-            self._manifest = manifest
-        return self._manifest
+        manifest = Manifest.load(self.shards_dir)
+        if manifest.vocab_size != self.vocab_size:
+            raise ShardError(
+                f"{self.shards_dir}/{MANIFEST}: the tokenizer ({manifest.tokenizer['kind']}) has "
+                f"{manifest.vocab_size} tokens, and vocab_size is {self.vocab_size}"
+            )
+        return manifest
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return from_description(self.manifest.tokenizer)
 
-    @property
+    @functools.cached_property
     def token_bytes(self) -> torch.Tensor:
         """Bytes of text that each token stands for, int64 (V,): what bits per byte are counted by."""
         return torch.from_numpy(self.tokenizer.token_bytes())
@@ -138,7 +136,8 @@ class TextDataModule(StreamDataModule):
 
     def prepare_data(self) -> None:
         if self.corpus is not None and not (Path(self.shards_dir) / MANIFEST).exists():
-            prepare(plan_preset(self.corpus, ByteTokenizer().describe()), self.shards_dir)
+            plan = plan_preset(self.corpus, ByteTokenizer().describe())
+            prepare(plan, self.shards_dir, wait_for_other=True)
 
     def on_rows(self, rows: Rows) -> None:
         for _, problem in rows["unreadable"]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.packing import PackSettings
-from datamodules.preparation import plan_files, prepare
+from datamodules.planning import plan_files
+from datamodules.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
 
 # Three workers on two cores, and forked workers beside threads, are what some of these tests are about.

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from datamodules.packing import PackSettings
-from datamodules.preparation import plan_files, prepare
+from datamodules.planning import plan_files
+from datamodules.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
 from tests.datamodules.elastic_run import Recorder, run
 

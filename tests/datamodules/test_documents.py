@@ -1,0 +1,176 @@
+"""Documents out of every kind of file, cut for parallel reading, with the place of what is wrong in the message."""
+
+import gzip
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from datamodules import documents
+from datamodules.documents import Document, DocumentError, Span, cut, find_files, read_documents
+
+TEXTS = ["first", "zweiter Text: ä€😀", "", "line\nbreaks\r\n", "last " * 100]
+
+
+def read(spans: list[Span], field: str = "text") -> list[str]:
+    return [b"".join(doc.pieces()).decode() for span in spans for doc in read_documents(span, field)]
+
+
+def jsonl(texts: list[str] = TEXTS, field: str = "text") -> bytes:
+    return b"".join(json.dumps({"n": 1, field: text}).encode() + b"\n" for text in texts)
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        (".jsonl", bytes),
+        (".jsonl.gz", gzip.compress),
+        (".jsonl.xz", lzma.compress),
+        (".jsonl.zst", zstandard.ZstdCompressor().compress),
+    ],
+)
+def test_json_lines(tmp_path: Path, suffix: str, compress) -> None:
+    path = tmp_path / f"corpus{suffix}"
+    path.write_bytes(compress(jsonl(field="body")))
+    assert read(cut(path, 1 << 20), "body") == TEXTS
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 7, 25, 64, 10_000])
+def test_json_lines_are_the_same_however_they_are_cut(tmp_path: Path, unit_bytes: int) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(jsonl() + b"\n" + jsonl(["without a line end"])[:-1])
+    assert read(cut(path, unit_bytes)) == [*TEXTS, "without a line end"]
+
+
+def test_a_long_line_before_a_span_is_passed_over_in_bounded_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "PIECE_BYTES", 16)
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(jsonl(["x" * 1000, "y"]))
+    assert read([Span(str(path), 500, path.stat().st_size)]) == ["y"]
+
+
+def test_parquet_in_row_groups(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.parquet"
+    texts = [f"document {number}" for number in range(1000)]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": texts, "n": list(range(1000))}), path, row_group_size=64
+    )
+    spans = cut(path, path.stat().st_size // 4)
+    assert len(spans) > 2
+    assert read(spans) == texts
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.tar"
+    write_tar(path, {"a.txt": b"one", "a.cls": b"7", "b.json": b'{"text": "two"}', "c.txt": b"three"})
+    assert read(cut(path, 1)) == ["one", "two", "three"]
+
+
+def test_a_text_file_is_one_document_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"ab" * documents.PIECE_BYTES)
+    (document,) = read_documents(Span(str(path)), "text")
+    assert [len(piece) for piece in document.pieces()] == [documents.PIECE_BYTES] * 2
+    # Asking again begins again, as the check before the reading needs.
+    assert sum(map(len, document.pieces())) == 2 * documents.PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ([b"good ", b"\xc3", b"\xa4"], None),
+        ([b"bad \xff"], "invalid UTF-8 at byte 4: invalid start byte"),
+        ([b"cut \xe2\x82"], "invalid UTF-8 at byte 4: unexpected end of data"),
+        ([b"ab", b"c\0"], "a NUL byte at byte 3"),
+    ],
+)
+def test_documents_are_checked_across_pieces(content: list[bytes], problem: str | None) -> None:
+    assert Document("it", lambda: iter(content)).check() == problem
+
+
+def test_a_lone_surrogate_in_json_is_no_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b'{"text": "\\ud800"}\n')
+    (document,) = read_documents(Span(str(path)), "text")
+    assert "invalid UTF-8" in str(document.check())
+
+
+def test_folders_are_searched_but_not_the_output(tmp_path: Path) -> None:
+    for name in ("b/2.txt", "a.txt", "out/train-0.tar", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = find_files([tmp_path], exclude=tmp_path / "out")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.txt", "b/2.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"text": "a"}\nnot json\n', "x.jsonl, line at byte 14: not JSON"),
+        ("x.jsonl", b'{"body": "a"}\n', "x.jsonl, line at byte 0: wanted an object with a text under 'text'"),
+        ("x.jsonl", b'["a"]\n', "wanted an object with a text under 'text'"),
+        ("x.jsonl.gz", b"not gzip", "cannot read .*x.jsonl.gz: Not a gzipped file"),
+        ("x.jsonl.gz", gzip.compress(jsonl())[:-12], "cannot read .*x.jsonl.gz"),
+        ("x.jsonl.xz", lzma.compress(jsonl())[:-12], "cannot read .*x.jsonl.xz"),
+        ("x.jsonl.zst", b"not zstandard", "cannot read .*x.jsonl.zst"),
+        ("x.jsonl.zst", zstandard.ZstdCompressor().compress(jsonl())[:-12], "cannot read .*x.jsonl.zst"),
+        ("x.tar", b"not a tar" * 100, "cannot read .*x.tar"),
+        ("x.parquet", b"not parquet", "cannot read .*x.parquet"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DocumentError, match=message) as raised:
+        read(cut(path, 1 << 20))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tar_without_text_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.npy": b"1"})
+    with pytest.raises(DocumentError, match=r"x\.tar: no \.txt or \.json member"):
+        read([Span(str(tmp_path / "x.tar"))])
+
+
+def test_a_parquet_file_without_the_column_is_named(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(DocumentError, match=r"x\.parquet: no column 'text', only body"):
+        read(cut(tmp_path / "x.parquet", 1))
+
+
+def test_a_json_line_that_would_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1000)
+    (tmp_path / "x.jsonl").write_bytes(jsonl(["a", "b" * 2000]))
+    with pytest.raises(DocumentError, match=r"x\.jsonl, line at byte 22: a JSON line above"):
+        read(cut(tmp_path / "x.jsonl", 1 << 20))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nothing", "no such file or folder"),
+        ("x.md", r"cannot read .*x\.md: wanted one of \.txt"),
+        ("empty", "no .txt, .*file in"),
+    ],
+)
+def test_inputs_that_are_no_corpus(tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "x.md").write_text("x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DocumentError, match=message):
+        find_files([tmp_path / given])
