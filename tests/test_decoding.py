@@ -115,7 +115,7 @@ def test_pool_with_room_is_never_copied() -> None:
     assert pool.nbytes == 2 * 50 * 4 * 4
     pool.append(torch.randn(2, 1, 1, 4))
     assert pool.buffer is not None
-    assert pool.buffer.shape[1] == 100
+    assert pool.buffer.shape[2] == 100
 
 
 def test_rows_join_and_split() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from causalrn.models.attention import MLP
 from causalrn.models.mixer import Mixer, normal_linear_
 from causalrn.ops import normalise
+from causalrn.ops.sequence_parallel import position_offset
 
 
 class DecodingState(NamedTuple):
@@ -132,7 +133,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: a sequence longer than max_length.
         """
-        x = self.embed(tokens, 0)
+        x = self.embed(tokens, position_offset(tokens.shape[1]))
         for block in self.layers:
             x = block(x)
         return self.unembed(x)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,14 +16,15 @@ class PoolState:
     """A growing memory of vectors per position, as the quadratic relation's k or attention's k and v.
 
     A full buffer doubles, so that an appended position costs amortised O(1) copies. Rows of a batch may have
-    different lengths: each is filled from position 0 on.
+    different lengths: each is filled from position 0 on. A head's positions lie next to one another in memory: a step
+    reads head by head.
 
     Args:
         dtype: of the stored vectors; that of the first appended ones if None.
         capacity: positions to make room for at once, where the final length is known.
 
     Attributes:
-        buffer: (B, capacity, H, D).
+        buffer: (B, H, capacity, D).
         length: positions of the longest row.
         lengths: positions of each row, int64 (B,), or None where all have `length`.
     """
@@ -43,24 +45,25 @@ class PoolState:
         end = self.length + new.shape[1]
         buffer = self.make_room(new, end)
         if self.lengths is None:
-            buffer[:, self.length : end] = new
+            buffer[:, :, self.length : end] = rearrange(new, "b t h d -> b h t d")
         elif new.shape[1] == 1:
             # Beyond the end of a shorter row: masked, but attention would multiply it by 0, so it must not be NaN.
-            buffer[:, self.length] = 0
-            buffer[torch.arange(len(new), device=new.device), self.lengths] = new[:, 0].to(buffer.dtype)
+            buffer[:, :, self.length] = 0
+            buffer[torch.arange(len(new), device=new.device), :, self.lengths] = new[:, 0].to(buffer.dtype)
             self.lengths = self.lengths + 1
         else:
             raise ValueError(f"rows of different lengths take one position at a time: got {new.shape[1]}")
         self.length = end
-        return buffer[:, :end]
+        return rearrange(buffer[:, :, :end], "b h s d -> b s h d")
 
-    def make_room(self, new: Tensor, end: int) -> Tensor:
+    def make_room(self, new: Float[Tensor, "B T H D"], end: int) -> Float[Tensor, "B H S D"]:
         """The buffer, large enough for `end` positions."""
-        if self.buffer is None or end > self.buffer.shape[1]:
+        if self.buffer is None or end > self.buffer.shape[2]:
+            batch, _, heads, channels = new.shape
             capacity = max(end, self.capacity, 2 * self.length)
-            grown = new.new_empty(new.shape[0], capacity, *new.shape[2:], dtype=self.dtype or new.dtype)
+            grown = new.new_empty(batch, heads, capacity, channels, dtype=self.dtype or new.dtype)
             if self.buffer is not None:
-                grown[:, : self.length] = self.buffer[:, : self.length]
+                grown[:, :, : self.length] = self.buffer[:, :, : self.length]
             self.buffer = grown
         return self.buffer
 
@@ -73,14 +76,14 @@ class PoolState:
     @property
     def nbytes(self) -> int:
         """Bytes of the positions held."""
-        return 0 if self.buffer is None else self.buffer[:, : self.length].nbytes
+        return 0 if self.buffer is None else self.buffer[:, :, : self.length].nbytes
 
     def select(self, rows: Int[Tensor, " N"]) -> "PoolState":
         """The given rows, with as much room as there is here."""
         assert self.buffer is not None
         pool = PoolState(self.dtype, self.capacity)
         pool.buffer = self.buffer.new_empty(len(rows), *self.buffer.shape[1:])
-        torch.index_select(self.buffer[:, : self.length], 0, rows, out=pool.buffer[:, : self.length])
+        pool.buffer[:, :, : self.length] = self.buffer[rows, :, : self.length]
         pool.length = self.length
         pool.lengths = None if self.lengths is None else self.lengths[rows]
         return pool
@@ -115,13 +118,14 @@ def join_pools(pools: Sequence[PoolState]) -> PoolState:
     joined.length = max(pool.length for pool in pools)
     lengths = torch.cat([p.row_lengths(len(b), b.device) for p, b in zip(pools, buffers, strict=True)])
     joined.lengths = None if bool((lengths == joined.length).all()) else lengths
+    _, heads, _, channels = first.shape
     capacity = max(joined.length, joined.capacity)
-    joined.buffer = first.new_empty(len(lengths), capacity, *first.shape[2:])
+    joined.buffer = first.new_empty(len(lengths), heads, capacity, channels)
     row = 0
     for pool, buffer in zip(pools, buffers, strict=True):
         rows = slice(row, row + len(buffer))
-        joined.buffer[rows, : pool.length] = buffer[:, : pool.length]
-        joined.buffer[rows, pool.length : joined.length] = 0
+        joined.buffer[rows, :, : pool.length] = buffer[:, :, : pool.length]
+        joined.buffer[rows, :, pool.length : joined.length] = 0
         row = rows.stop
     return joined
 

@@ -22,7 +22,9 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "pool", "lengths", "out", "scratch")),
         *((name, ctypes.c_void_p) for name in ("gain", "window", "slope")),
-        *((n, ctypes.c_int64) for n in ("batch", "positions", "heads", "channels", "pool_stride", "part")),
+        *((name, ctypes.c_int64) for name in ("batch", "positions", "heads", "channels")),
+        *((f"{axis}_stride", ctypes.c_int64) for axis in ("batch", "position", "head")),
+        ("part", ctypes.c_int64),
         ("eps", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("norm", "activation", "bf16", "threads")),
     )
@@ -33,7 +35,7 @@ def available(q: Tensor, pool: Tensor) -> bool:
     return (
         q.dtype is torch.float32
         and pool.dtype in POOL_DTYPES
-        and pool.stride()[1:] == (pool.shape[2] * pool.shape[3], pool.shape[3], 1)
+        and pool.stride(3) == 1
         and native.load_library() is not None
     )
 
@@ -72,7 +74,9 @@ def forward(
         positions=positions,
         heads=heads,
         channels=channels,
-        pool_stride=pool.stride(0),
+        batch_stride=pool.stride(0),
+        position_stride=pool.stride(1),
+        head_stride=pool.stride(2),
         part=PART_POSITIONS,
         eps=eps,
         norm=get_args(Norm).index(norm),

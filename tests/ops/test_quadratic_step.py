@@ -104,9 +104,10 @@ def test_retrieval_keeps_its_digits(implementation: Callable[..., Tensor]) -> No
 
 
 def test_reads_a_growing_pool_in_place() -> None:
-    buffer = torch.randn(2, 64, 1, 32)
-    q, lengths = torch.randn(2, 1, 32), torch.tensor([20, 20])
-    view = buffer[:, :20]
+    # Heads first in memory and with room for more positions, as decoding keeps it.
+    buffer = torch.randn(2, 3, 64, 32)
+    q, lengths = torch.randn(2, 3, 32), torch.tensor([20, 7])
+    view = buffer[:, :, :20].transpose(1, 2)
     assert quadratic_step_native.available(q, view) or not native.supported_instruction_sets()
     assert torch.equal(step(q, view, lengths), step(q, view.contiguous(), lengths))
 

@@ -10,8 +10,8 @@ enum StepNorm { kStepLayer, kStepRms, kStepNone };
 enum StepActivation { kStepExp, kStepRelu, kStepElu };
 
 // Mirrored by causalrn/ops/quadratic_step_native.py. q and out (B, H, D) and gain (B, H) are contiguous floats; the
-// pool (B, S, H, D) holds floats or bfloat16 with `pool_stride` elements from one batch entry to the next, of which the
-// first lengths[b] positions count; gain, window and slope (H) may be null; scratch has room for one row per item.
+// pool (B, S, H, D) holds floats or bfloat16 with strides in elements (that of D is 1), of which the first lengths[b]
+// positions count; gain, window and slope (H) may be null; scratch has room for one row per item.
 struct StepArguments {
     const float* q;
     const void* pool;
@@ -20,7 +20,7 @@ struct StepArguments {
     const float* gain;
     const int32_t* window;
     const float* slope;
-    int64_t batch, positions, heads, channels, pool_stride, part;
+    int64_t batch, positions, heads, channels, batch_stride, position_stride, head_stride, part;
     float eps;
     int32_t norm, activation, bf16, threads;
 };
@@ -155,8 +155,8 @@ static void add_positions(const StepArguments& a, int64_t b, int64_t h, int64_t 
     const int64_t whole = a.channels / kWidth * kWidth;
     const StepQuery query = {a.q + (b * a.heads + h) * a.channels, a.channels, whole, int(a.channels - whole), a.norm,
                              a.eps, a.gain ? a.gain[b * a.heads + h] : 1.0f};
-    const int64_t row_bytes = a.heads * a.channels * (kBf16 ? 2 : 4);
-    const char* pool = static_cast<const char*>(a.pool) + (b * a.pool_stride + h * a.channels) * (kBf16 ? 2 : 4);
+    const int64_t width = kBf16 ? 2 : 4, row_bytes = a.position_stride * width;
+    const char* pool = static_cast<const char*>(a.pool) + (b * a.batch_stride + h * a.head_stride) * width;
     memset(total, 0, sizeof(float) * size_t(a.channels));
     const void* rows[kRows];
     alignas(64) float weights[kRows];
