@@ -10,14 +10,15 @@ in registers (sums over a row are shuffles), statistics of k kept, and rows in c
 
 # Triton's compile-time parameters are in capitals and typed by what they become; its tuples grow by concatenation.
 # ruff: noqa: N803, N806, RUF005
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from causalrn.ops.triton_common import on_device_of
+from causalrn.ops.triton_common import ceil_div, on_device_of
 from causalrn.ops.triton_rows import (
     add,
     dot,
@@ -281,9 +282,9 @@ def row_geometry(heads: int, channels: int) -> tuple[int, int, int]:
     while warps < 16 and heads * channels > 32 * warps * ROW_REGISTERS:
         warps *= 2
     widths = [warps * 32 * values for values in (1, 2, 4, 8, 16, 32)]
-    fitting = [width for width in widths if heads * triton.cdiv(channels, width) <= max(MAX_CHUNKS, heads)]
-    width = min(fitting, key=lambda width: (triton.cdiv(channels, width) * width, -width))
-    return warps, triton.cdiv(channels, width), width
+    fitting = [width for width in widths if heads * ceil_div(channels, width) <= max(MAX_CHUNKS, heads)]
+    width = min(fitting, key=lambda width: (ceil_div(channels, width) * width, -width))
+    return warps, ceil_div(channels, width), width
 
 
 def block_length(q: Tensor, warps: int) -> int:
@@ -292,7 +293,7 @@ def block_length(q: Tensor, warps: int) -> int:
         return SHORTEST_BLOCK
     multiprocessors = torch.cuda.get_device_properties(q.device).multi_processor_count
     rows = q.shape[0] * q.shape[1] * warps / (multiprocessors * WARPS_PER_MULTIPROCESSOR)
-    return min(max(triton.next_power_of_2(int(rows)), SHORTEST_BLOCK), LONGEST_BLOCK)
+    return min(max(1 << int(rows).bit_length(), SHORTEST_BLOCK), LONGEST_BLOCK)
 
 
 def _scan(sums: Tensor, first: Tensor | None, reverse: bool) -> Tensor:
@@ -300,7 +301,7 @@ def _scan(sums: Tensor, first: Tensor | None, reverse: bool) -> Tensor:
     batch, n_blocks, heads, channels = sums.shape
     starts = torch.empty((batch, n_blocks + 1, heads, channels), dtype=torch.float32, device=sums.device)
     columns = 32
-    _scan_kernel[(triton.cdiv(heads * channels, columns), batch)](
+    _scan_kernel[(ceil_div(heads * channels, columns), batch)](
         sums, first, starts, n_blocks, heads * channels, REVERSE=reverse, HAS_FIRST=first is not None,
         ROWS=128, COLUMNS=columns,
     )  # fmt: skip
@@ -314,7 +315,7 @@ class _Plan:
         batch, length, heads, channels = q.shape
         warps, chunks, width = row_geometry(heads, channels)
         self.block_length = block_length(q, warps)
-        self.n_blocks = triton.cdiv(length, self.block_length)
+        self.n_blocks = ceil_div(length, self.block_length)
         self.grid = (self.n_blocks, batch)
         self.meta = {
             "HEADS": heads, "CHUNKS": chunks, "WIDTH": width, "MASKED": chunks * width != channels,

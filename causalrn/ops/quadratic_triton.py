@@ -24,6 +24,7 @@ from torch import Tensor
 from causalrn.ops.triton_common import (
     INTERPRETED,
     LOG2_E,
+    ceil_div,
     first_key,
     last_key,
     on_device_of,
@@ -314,7 +315,7 @@ def _launch(
     result = torch.zeros_like(packed)
     needs_gain = gain is not None and goal == "dq"
     dgain = torch.empty(groups, own_padded if needs_gain else 0, dtype=torch.float32, device=packed.device)
-    _relation_kernel[lambda meta: (groups * triton.cdiv(n_own, 32 * meta["SUBROWS"]),)](
+    _relation_kernel[lambda meta: (groups * ceil_div(n_own, 32 * meta["SUBROWS"]),)](
         packed, partner[0], mean, partner[1], grad, result, gain, dgain, window, slope, eps,
         n_own, lengths[goal != "dk"], lengths[1], channels, padded_channels, own_padded, partner[0].shape[2], groups,
         heads, 1, GOAL=goal, CAUSAL=causal, NORM=norm, ACTIVATION=activation, PAIR_MEAN=mean.shape[2] > 0,

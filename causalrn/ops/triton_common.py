@@ -22,8 +22,12 @@ POSITIONS_PADDING = 128
 CHANNELS_PADDING = 8
 
 
+def ceil_div(size: int, divisor: int) -> int:
+    return -(-size // divisor)
+
+
 def round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    return ceil_div(size, multiple) * multiple
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
@@ -72,18 +76,14 @@ def _pack_kernel(
     high = tl.zeros((ROWS,), tl.float32)
     low = tl.zeros((ROWS,), tl.float32)
     if CENTRE != "no":
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        # float64: where q_i nearly cancels k_j, their means do too, and what is left has to keep its digits.
+        total = tl.zeros((ROWS, COLUMNS), tl.float64)
         for start in range(0, channels, COLUMNS):
             mask = inside & (start + column < channels)[None, :]
-            total += tl.load(x_pointers + start, mask=mask, other=0.0).to(tl.float32)
-        high = tl.sum(total, 1) / channels
-        # The mean of what is left over doubles the digits of the mean.
-        rest = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for start in range(0, channels, COLUMNS):
-            mask = inside & (start + column < channels)[None, :]
-            value = tl.load(x_pointers + start, mask=mask, other=0.0).to(tl.float32)
-            rest += tl.where(mask, value - high[:, None], 0.0)
-        low = tl.sum(rest, 1) / channels
+            total += tl.load(x_pointers + start, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
+        exact = tl.sum(total, 1) / channels
+        high = exact.to(tl.float32)
+        low = (exact - high.to(tl.float64)).to(tl.float32)
     if CENTRE == "store":
         tl.store(mean + group * padded_length + row, high)
         tl.store(mean + (tl.num_programs(1) + group) * padded_length + row, low)
@@ -181,7 +181,7 @@ def unpack(
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     _, length, heads, channels = like.shape
     rows = 32
-    _unpack_kernel[(triton.cdiv(length, rows), packed.shape[0])](
+    _unpack_kernel[(ceil_div(length, rows), packed.shape[0])](
         packed, out, window, factor,
         length, n_keys, channels, packed.shape[1], packed.shape[2], heads,
         CENTRE=centre, DIVIDE=divide, CAUSAL=causal, HAS_WINDOW=window is not None, ROWS=rows, COLUMNS=64,

@@ -7,7 +7,7 @@ a head's channels, which MASKED (CHUNKS * WIDTH > channels) keeps up.
 
 # Triton's compile-time parameters are in capitals and typed by what they become; its tuples grow by concatenation.
 # ruff: noqa: N803, RUF005
-# pyright: reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
