@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from causalrn import bench_quadratic, bench_step
+from causalrn import bench_decode, bench_quadratic, bench_step
 from causalrn.benchmarking import describe_machine, file_record, plot_panels
 
 
@@ -19,18 +19,24 @@ def main(arguments: list[str] | None = None) -> None:
         record, panels = bench_quadratic.run(options)
         device = torch.device(options.device)
         name = f"relation_{options.form}_{device.type}_{options.dtype}_D{options.channels}"
+        shape = f"B {options.batch_size}, H {options.heads}, D {options.channels}"
+        title = f"relation, {options.form}, {options.dtype}, {shape}"
+    elif options.benchmark == "decode":
+        record, panels = bench_decode.run(options)
+        device = torch.device("cpu")
+        name = f"decode_C{options.d_model}_D{options.d_hidden}"
+        title = f"decode, float32, C {options.d_model}, D {options.d_hidden}, {options.layers} layers"
     else:
         record, panels = bench_step.run(options), {}
         device = torch.device("cpu")
-        name = f"step_{options.form}"
+        name = title = f"step_{options.form}"
     record |= {"machine": describe_machine(device)}
     if options.output is not None:
         path = file_record(options.output, name, record)
         print(f"filed as {path}")
         if panels:
-            title = f"{record['benchmark']}, {record['form']}, {options.dtype}, B {options.batch_size}, " + (
-                f"H {options.heads}, D {options.channels}, {record['machine'].get('gpu', record['machine']['cpu'])}"
-            )
+            machine = record["machine"]
+            title = f"{title}, {machine.get('gpu', machine['cpu'])}"
             plot_panels(path.with_suffix(".png"), title, "T [tokens]", panels)
     print(json.dumps(record))
 
@@ -43,9 +49,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     relation.add_argument("--form", choices=("quadratic",), required=True, help="which relation")
     bench_quadratic.add_arguments(relation)
+    decode = benchmarks.add_parser(
+        "decode", help="tokens per second, against the memory's speed and a Transformer"
+    )
+    bench_decode.add_arguments(decode)
     step = benchmarks.add_parser("step", help="a training step of the official copying model")
     bench_step.add_arguments(step)
-    for benchmark in (relation, step):
+    for benchmark in (relation, decode, step):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)
