@@ -22,6 +22,7 @@ from causalrn.metrics import (
     MeanLoss,
 )
 from causalrn.models import LanguageModel, describe
+from causalrn.ops.sequence_parallel import mean_over_sequence, sequence_part, whole_sequence
 
 
 class LanguageModelModule(L.LightningModule):
@@ -64,9 +65,9 @@ class LanguageModelModule(L.LightningModule):
 
     @abstractmethod
     def update_metrics(
-        self, metrics: dict[str, Metric], logits: Tensor, nats: Tensor, targets: Tensor
+        self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
     ) -> None:
-        """Adds one batch to the metrics of its validation set."""
+        """Adds one batch, the most likely tokens and the summed loss, to the metrics of its validation set."""
 
     def setup(self, stage: str) -> None:
         data = attached_data(self)
@@ -85,20 +86,25 @@ class LanguageModelModule(L.LightningModule):
         return self.network(tokens)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self(batch["tokens"])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORE_INDEX)
+        targets = sequence_part(batch["targets"])
+        nats = self.sum_nats(self(sequence_part(batch["tokens"])), targets)
+        loss = mean_over_sequence(nats, (targets != IGNORE_INDEX).sum())
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        targets = batch["targets"]
-        logits = self(batch["tokens"])
-        nats = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    def sum_nats(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Cross-entropy summed over the targets."""
+        return F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        targets = sequence_part(batch["targets"])
+        logits = self(sequence_part(batch["tokens"]))
+        nats = self.sum_nats(logits.float(), targets)
         metrics = self.metrics_of(dataloader_idx)
         metrics["loss"].update(nats, (targets != IGNORE_INDEX).sum())
-        self.update_metrics(metrics, logits, nats, targets)
+        self.update_metrics(metrics, logits.argmax(-1), nats, targets)
 
     def on_validation_epoch_end(self) -> None:
         for index, prefix in enumerate(self.val_prefixes):
@@ -172,9 +178,10 @@ class CopyModule(LanguageModelModule):
         }
 
     def update_metrics(
-        self, metrics: dict[str, Metric], logits: Tensor, nats: Tensor, targets: Tensor
+        self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
     ) -> None:
-        predictions = logits.argmax(-1)
+        # A string is right as a whole or not at all.
+        predictions, targets = whole_sequence(predictions), whole_sequence(targets)
         for name in ("copy_accuracy", "exact_match", "character_accuracy"):
             metrics[name].update(predictions, targets)
 
@@ -186,7 +193,7 @@ class TextModule(LanguageModelModule):
         return {"bits_per_byte": BitsPerByte()}
 
     def update_metrics(
-        self, metrics: dict[str, Metric], logits: Tensor, nats: Tensor, targets: Tensor
+        self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
     ) -> None:
         metrics["bits_per_byte"].update(nats, self.count_bytes(targets))
 

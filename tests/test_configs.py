@@ -37,8 +37,13 @@ def test_complete_config_takes_a_step(path: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)
 def test_overlay_takes_a_step_over_the_quickstart(path: Path, tmp_path: Path) -> None:
-    base = ROOT / "configs" / "copy" / "quickstart.yaml"
+    # What splits a sequence splits the linear relation.
+    mixer = "linear_relation" if path.stem == "sequence_parallel" else ""
+    bases = [
+        ROOT / "configs" / name for name in ("copy/quickstart.yaml", *([f"mixer/{mixer}.yaml"] * bool(mixer)))
+    ]
+    base = [part for config in bases for part in ("--config", str(config))]
     # One device, so that no further process is started here: the strategies have tests of their own.
     one = ["--trainer.devices", "1", "--data.init_args.batch_size", "2"]
-    fit.main(["--config", str(base), "--config", str(path), "--run_dir", str(tmp_path / "run"), *FAST, *one])
+    fit.main([*base, "--config", str(path), "--run_dir", str(tmp_path / "run"), *FAST, *one])
     assert (tmp_path / "run" / "results.json").exists()

@@ -9,7 +9,7 @@ LAYERS = [
     {"ops", "benchmarking", "memory"},
     {"models"},
     {"metrics", "checkpoint", "decoding", "loggers", "tables"},
-    {"lit_module", "callbacks"},
+    {"lit_module", "callbacks", "strategies"},
     {"cli"},
 ]
 

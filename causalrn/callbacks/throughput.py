@@ -31,7 +31,8 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.tokens += batch["tokens"].numel() * trainer.world_size
+        replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        self.tokens += batch["tokens"].numel() * replicas
         steps = trainer.global_step - self.since_step
         every = getattr(trainer, "log_every_n_steps", 50)
         if steps and trainer.global_step % every == 0:

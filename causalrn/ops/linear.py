@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causalrn.ops import linear_blocked, linear_native
 from causalrn.ops.reference import LinearState
+from causalrn.ops.sequence_parallel import active_split, state_elsewhere
 
 LinearNorm = Literal["layer", "rms"]
 # The dtypes of the Triton kernels.
@@ -32,6 +33,8 @@ def relation_linear(
     positions are carried in float64 from block to block. Where a row of q, k or of the result is constant, the
     gradient of its standard deviation counts as 0 (the reference gives NaN).
 
+    Within `sequence_parallel`, q and k are this rank's part of the sequence; the result is that of the whole sequence.
+
     Exponents reach sqrt(D - 1) ("rms": sqrt(D)), so sums stay finite up to D of about 5000.
 
     Args:
@@ -47,9 +50,14 @@ def relation_linear(
         The normalised rows in the dtype of q, and the state after the last position (total in float32).
 
     Raises:
-        ValueError: shapes or dtypes that do not belong together, an unknown norm, eps < 0.
+        ValueError: shapes or dtypes that do not belong together, an unknown norm, eps < 0, a state within
+            `sequence_parallel`.
     """
     check_arguments(q, k, state, eps, norm)
+    if (split := active_split()) is not None:
+        if state is not None:
+            raise ValueError("relation_linear: got a state within sequence_parallel, wanted a whole sequence")
+        state = state_elsewhere(relation_linear_pool(k, eps=eps, norm=norm), q.shape[1], causal, split)
     total = None if state is None else state.total.to(linear_blocked.compute_dtype(q.dtype))
     y, total = torch.ops.causalrn.relation_linear(q, k, total, eps, causal, norm)
     count = torch.full(q.shape[:1], q.shape[1], dtype=torch.float32, device=q.device)
