@@ -149,7 +149,8 @@ def test_step_by_step_equals_whole(path: str) -> None:
 
 def test_no_gradient_from_the_future(path: str) -> None:
     q, k, *_ = make_inputs(1, 70, 1, 9)
-    q.requires_grad_(), k.requires_grad_()
+    for x in (q, k):
+        x.requires_grad_()
     y, _ = relation_linear(q, k, eps=1e-5)
     dq, dk = torch.autograd.grad((y[:, 41] * torch.randn(9)).sum(), (q, k))
     assert dq.abs().sum((0, 2, 3)).nonzero().flatten().tolist() == [41]
