@@ -17,6 +17,8 @@ from datamodules.tokenizers import decode_pieces
 UNIT_BYTES = 1 << 26
 # A corpus of fewer .txt files than this is split by position, because so few documents cannot be split fairly.
 _FEW_DOCUMENTS = 20
+# How far a cut moves to find the end of a line.
+_LINE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def cut_document(whole: Span) -> list[Span]:
     path, stop = Path(whole.path), whole.stop or 0
     bounds = [whole.start]
     while bounds[-1] < stop:
-        bounds.append(min(_line_end(path, bounds[-1] + UNIT_BYTES), stop))
+        bounds.append(min(_line_end(path, bounds[-1] + UNIT_BYTES, _LINE_BYTES), stop))
     return [
         replace(whole, start=start, stop=end, closes=whole.closes and end == stop)
         for start, end in itertools.pairwise(bounds)
@@ -105,18 +107,21 @@ def _input_bytes(span: Span) -> int:
 
 def _by_position(path: Path, settings: PackSettings) -> list[Span]:
     size = path.stat().st_size
-    val_start = _line_end(path, int(size * (1 - settings.val_fraction - settings.test_fraction)))
-    test_start = _line_end(path, int(size * (1 - settings.test_fraction)))
+    val_bytes, test_bytes = int(size * settings.val_fraction), int(size * settings.test_fraction)
+    # Never so far that a line of the file's size leaves a split without text.
+    test_start = _line_end(path, size - test_bytes, min(test_bytes // 2, _LINE_BYTES))
+    val_start = _line_end(path, size - test_bytes - val_bytes, min(val_bytes // 2, _LINE_BYTES))
     bounds = {"train": (0, val_start), "val": (val_start, test_start), "test": (test_start, size)}
     spans = [Span(str(path), start, stop, split) for split, (start, stop) in bounds.items() if start < stop]
     return [part for span in spans for part in cut_document(span)]
 
 
-def _line_end(path: Path, offset: int) -> int:
-    """The first line end at or after the offset, or the first character start where no line ends within 64 KiB."""
+def _line_end(path: Path, offset: int, within_bytes: int) -> int:
+    """The first line end at or after the offset, or the first character start where no line ends soon enough."""
     with path.open("rb") as file:
         file.seek(offset)
-        following = file.read(1 << 16)
+        # Four bytes hold the start of a character in any case.
+        following = file.read(max(within_bytes, 4))
     newline = following.find(b"\n")
     if newline >= 0:
         return offset + newline + 1

@@ -24,7 +24,7 @@ from webdataset.tariterators import tar_file_expander
 
 from datamodules.downloads import cache_folder
 from datamodules.shards import MANIFEST, Manifest, Shard, ShardError
-from datamodules.stream import Batch, Rank, as_it_is, ignore_signals, widen
+from datamodules.stream import Batch, Rank, as_it_is, ignore_signals, iterate, widen
 from datamodules.text import TextDataModule
 
 _TIMEOUT_SECONDS = 60
@@ -214,7 +214,7 @@ class RemoteLoader:
                 collate_fn=as_it_is,
                 worker_init_fn=ignore_signals,
             )
-            self._batches = iter(loader)
+            self._batches = iterate(loader)
         for _ in range(self.batches_per_epoch):
             try:
                 array = next(self._batches)

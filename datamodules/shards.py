@@ -82,11 +82,14 @@ class Manifest:
         )
         if found != (FORMAT, VERSION):
             raise ShardError(f"{path} is not a manifest of {FORMAT} version {VERSION}: got {found}")
-        splits = {
-            name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
-            for name, split in values.pop("splits").items()
-        }
-        return cls(splits=splits, **values)
+        try:
+            splits = {
+                name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
+                for name, split in values.pop("splits").items()
+            }
+            return cls(splits=splits, **values)
+        except (KeyError, TypeError) as error:
+            raise ShardError(f"{path} is not complete: {error}") from None
 
     @property
     def fingerprint(self) -> str:

@@ -1,8 +1,9 @@
 """Loaders over an endless stream of samples in which one global index is the whole state."""
 
+import contextlib
 import itertools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datamodules.order import Int64Array
 from datamodules.shards import ShardError
@@ -225,17 +227,8 @@ def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], Non
         # A prefetch factor without workers is refused by the DataLoader.
         prefetch_factor=4 if num_workers else None,
     )
-    iterator = iter(loader)
-    while True:
-        try:
-            item = next(iterator, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(f"a data worker process died: {str(error).splitlines()[0]}") from None
-        if item is None:
-            return
-        for loaded in item:
+    with contextlib.closing(iterate(loader)) as items:
+        for loaded in itertools.chain.from_iterable(items):
             if isinstance(loaded, ShardError):
                 raise loaded
             rows, counted = loaded
@@ -245,6 +238,25 @@ def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], Non
             if not counted:
                 batch["targets"].fill_(IGNORE_INDEX)
             yield batch
+
+
+def iterate(loader: DataLoader) -> Generator[Any, None, None]:
+    """The items of a loader, whose workers end with the generator.
+
+    Raises:
+        RuntimeError: of one line, if a worker process dies.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(f"a data worker process died: {str(error).splitlines()[0]}") from None
+    finally:
+        # Left to the garbage collector, a queue may close before it could tell its worker, which then waits 5 s.
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
 
 def as_it_is(item: Any) -> Any:

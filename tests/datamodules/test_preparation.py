@@ -376,9 +376,8 @@ def test_a_line_without_end_is_cut_between_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
-def test_memory_stays_small_on_a_document_of_a_gigabyte_in_one_line(tmp_path: Path, tokenizer: str) -> None:
-    size = 1 << 30
+@pytest.mark.parametrize(("tokenizer", "size"), [("bytes", 1 << 30), ("chars", 1 << 28)])
+def test_memory_stays_small_on_a_huge_document_in_one_line(tmp_path: Path, tokenizer: str, size: int) -> None:
     with (tmp_path / "corpus.txt").open("wb") as file:
         for _ in range(size >> 20):
             file.write(b"0123456789abcdef" * (1 << 16))
@@ -396,8 +395,9 @@ def test_memory_stays_small_on_a_document_of_a_gigabyte_in_one_line(tmp_path: Pa
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    peak_bytes = int(re.search(r"VmHWM:\s*(\d+) kB", finished.stdout)[1]) * 1024  # type: ignore[index]
-    assert peak_bytes < 500_000_000
+    peak = re.search(r"VmHWM:\s*(\d+) kB", finished.stdout)
+    assert peak is not None
+    assert int(peak[1]) * 1024 < 500_000_000
     manifest = Manifest.load(tmp_path / "out")
     assert sum(split.documents for split in manifest.splits.values()) == 41
     assert sum(split.text_bytes for split in manifest.splits.values()) > size
