@@ -15,7 +15,9 @@ from tests.models.official_reference import make_state_dict
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # What would train for minutes is cut short here; everything else runs as it stands.
-SHORTENED = {"configs/text/quickstart.yaml": ["--trainer.max_steps", "60", "--trainer.limit_val_batches", "4"]}
+SHORTENED = {
+    "configs/text/quickstart.yaml": ["--trainer.max_steps", "60", "--trainer.limit_val_batches", "4"]
+}
 
 
 def shell_lines() -> list[str]:
