@@ -73,7 +73,7 @@ CAUSALRN_INLINE int64_t key_offset(const QuadraticArguments& a, int64_t b, int64
 // All keys in scratch memory: filled by every thread of a team together.
 struct PackedKeys {
     // A block of keys may be read beyond the last key; what is read there is not used.
-    static constexpr int kReadAhead = 16;
+    static constexpr int kReadAhead = 32;
     const int64_t stride, keys, count;
     float *const values, *const squares;
     double* const means;
@@ -205,7 +205,7 @@ static void form_pairs(const QuadraticArguments& a, const Query& query, const Ke
 }
 
 // Forms x of one pair to full precision, from the tensors and the means in double, with its statistics.
-static void exact_pair(const QuadraticArguments& a, const Query& query, const Keys& keys, int64_t key, float* x,
+CAUSALRN_STATIC void exact_pair(const QuadraticArguments& a, const Query& query, const Keys& keys, int64_t key, float* x,
                        float* std, float* inverse) {
     const int64_t first = query_offset(a, keys.batch, keys.head, query.index);
     const int64_t second = key_offset(a, keys.batch, keys.head, key);
@@ -225,7 +225,7 @@ static void exact_pair(const QuadraticArguments& a, const Query& query, const Ke
 }
 
 // Whether every argument of exp is known to stay where exp_steps holds: |norm(x)| <= sqrt(D).
-static bool exp_is_bounded(const QuadraticArguments& a) {
+CAUSALRN_STATIC bool exp_is_bounded(const QuadraticArguments& a) {
     if (a.norm == kNone) return false;
     const float reach = __builtin_sqrtf(float(a.channels)), largest = 86.0f;
     bool bounded = reach < largest;

@@ -5,7 +5,7 @@ namespace causalrn {
 namespace CAUSALRN_ISA {
 
 constexpr int kQueryBlock = 8;
-constexpr int kKeyBlock = 16;
+constexpr int kKeyBlock = 32;
 
 // total += sum over `count` keys of weight * act(scale * (q + k)).
 template <class Act, bool kWeighted>
