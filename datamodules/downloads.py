@@ -97,7 +97,9 @@ def _find(wanted: PackageFile) -> str:
             with _open(page_url) as page:
                 base, content_type = page.geturl(), page.headers.get("Content-Type", "")
                 content = page.read().decode()
-        except (urllib.error.URLError, OSError) as error:
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             tried.append(f"{index}: {getattr(error, 'reason', error)}")
             continue
         for link in _links(content, content_type):
