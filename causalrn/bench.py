@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from causalrn import bench_decode, bench_quadratic, bench_step
+from causalrn import bench_decode, bench_linear, bench_quadratic, bench_relation, bench_step
 from causalrn.benchmarking import describe_machine, file_record, plot_panels
+
+FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,10 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.benchmark == "relation":
-        record, panels = bench_quadratic.run(options)
+        record, panels = FORMS[options.form].run(options)
         device = torch.device(options.device)
         name = f"relation_{options.form}_{device.type}_{options.dtype}_D{options.channels}"
-        shape = f"B {options.batch_size}, H {options.heads}, D {options.channels}"
+        shape = f"H {options.heads}, D {options.channels}"
         title = f"relation, {options.form}, {options.dtype}, {shape}"
     elif options.benchmark == "decode":
         record, panels = bench_decode.run(options)
@@ -47,8 +49,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     relation = benchmarks.add_parser(
         "relation", help="an operator over T, against plain formulas and attention"
     )
-    relation.add_argument("--form", choices=("quadratic",), required=True, help="which relation")
-    bench_quadratic.add_arguments(relation)
+    relation.add_argument("--form", choices=tuple(FORMS), required=True, help="which relation")
+    bench_relation.add_arguments(relation)
     decode = benchmarks.add_parser(
         "decode", help="tokens per second, against the memory's speed and a Transformer"
     )
