@@ -136,7 +136,9 @@ def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines]) 
     for axis, (y_label, lines) in zip(axes[0], panels.items(), strict=True):
         for label, (x, y) in lines.items():
             axis.plot(x, y, marker="o", markersize=3, label=label)
-        axis.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.set(yscale="log", xlabel=x_label, ylabel=y_label)
         axis.grid(which="both", alpha=0.2)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=9)

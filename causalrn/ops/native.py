@@ -46,6 +46,7 @@ def find_kernel(name: str) -> Callable[..., int] | None:
 
     Raises:
         ValueError: CAUSALRN_ISA names no instruction set that this CPU runs.
+        RuntimeError: the library was built from an older source.
     """
     library = load_library()
     if library is None:
@@ -54,4 +55,9 @@ def find_kernel(name: str) -> Callable[..., int] | None:
     isa = os.environ.get(ISA_VARIABLE) or supported[-1]
     if isa not in supported:
         raise ValueError(f"{ISA_VARIABLE}: got {isa!r}, wanted one of {', '.join(supported)}")
-    return library[f"causalrn_{name}_{isa}"]
+    try:
+        return library[f"causalrn_{name}_{isa}"]
+    except AttributeError as error:
+        raise RuntimeError(
+            f"{error}: the library is older than the package, install causalrn again"
+        ) from None

@@ -32,7 +32,8 @@ def relation_quadratic(
         out_ih = 1/n_ih * sum_{j reachable from i} exp(-slope_h |i - j|) act(gain_ih norm(q_ih + k_jh))
 
     Defined by `relation_quadratic_reference` (official `bar_quadratic_causal_preact`). Sums, norms and exponentials
-    are taken in float32 (float64 for float64 inputs) whatever the dtype of q and k. Where q_i + k_j is constant, the
+    are taken in float32 (float64 for float64 inputs) whatever the dtype of q and k; on a CPU the result is the same
+    in every run with the same number of threads. Where q_i + k_j is constant, the
     gradient of the norm is that of x / eps.
 
     Args:

@@ -49,6 +49,12 @@ def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @NEEDS_LIBRARY
+def test_unknown_kernel() -> None:
+    with pytest.raises(RuntimeError, match="causalrn_future_kernel_.*the library is older than the package"):
+        native.find_kernel("future_kernel")
+
+
+@NEEDS_LIBRARY
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
 def test_threads_are_shared_with_torch() -> None:
     """Two OpenMP runtimes in one process would spin against each other."""
