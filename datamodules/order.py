@@ -82,20 +82,67 @@ class Permutation:
         return values
 
 
+class LocalPermutation:
+    """A permutation of range(size) in constant memory whose neighbours lie in few places of the corpus.
+
+    Runs of `group` consecutive samples are permuted over the whole corpus, and then all samples of each window of
+    `window` such runs are permuted among themselves. A reader thus works on `window` places at a time and reads each
+    of them whole, whatever the size of the corpus; what fits into one window is shuffled uniformly.
+    """
+
+    def __init__(self, size: int, group: int, window: int, *key: int | str) -> None:
+        self.size = size
+        self.group = group
+        groups = (size + group - 1) // group
+        window = min(window, groups)
+        self.window_samples = group * window
+        # The last run is filled up to a whole one; samples beyond the end are walked over like those of a network.
+        self._domain = groups * group
+        self._window = window
+        self._key = key
+        self._groups = Permutation(groups, *key, "groups")
+
+    def __call__(self, indices: npt.ArrayLike) -> Int64Array:
+        """The images of `indices`, each in [0, size); shape of `indices`."""
+        samples = self._permute(np.asarray(indices, dtype=np.int64))
+        outside = np.flatnonzero(samples >= self.size)
+        while outside.size:
+            samples[outside] = self._permute(samples[outside])
+            outside = outside[samples[outside] >= self.size]
+        return samples
+
+    def _permute(self, indices: Int64Array) -> Int64Array:
+        windows, offsets = np.divmod(indices, self.window_samples)
+        places = np.empty_like(offsets)
+        for window in np.unique(windows):
+            chosen = windows == window
+            size = min(self.window_samples, self._domain - int(window) * self.window_samples)
+            places[chosen] = _cached_permutation(size, *self._key, "window", int(window))(offsets[chosen])
+        slots, within = np.divmod(places, self.group)
+        return self._groups(windows * self._window + slots) * self.group + within
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_permutation(size: int, *key: int | str) -> Permutation:
+    return Permutation(size, *key)
+
+
 @functools.lru_cache(maxsize=4)
-def _epoch_permutation(size: int, seed: int, epoch: int) -> Permutation:
-    return Permutation(size, "epoch", seed, epoch)
+def _epoch_permutation(size: int, group: int, window: int, seed: int, epoch: int) -> LocalPermutation:
+    return LocalPermutation(size, group, window, "epoch", seed, epoch)
 
 
-def shuffled(size: int, seed: int, indices: Int64Array) -> Int64Array:
-    """Samples at the global `indices` of an endless stream that visits range(size) once per epoch.
+def shuffled(
+    size: int, seed: int, indices: Int64Array, *, group: int = 1, window: int = 1 << 62
+) -> Int64Array:
+    """Samples at the global `indices` (N,) of an endless stream that visits range(size) once per epoch.
 
-    Index i lies in epoch i // size; each epoch has a permutation of its own. The result depends on nothing but
-    the arguments, so any rank or worker computes any part of the order.
+    Index i lies in epoch i // size; each epoch has a permutation of its own (`LocalPermutation`, uniform by
+    default). The result depends on nothing but the arguments, so any rank or worker computes any part of the order.
     """
     epochs, offsets = np.divmod(indices, size)
     samples = np.empty_like(offsets)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        samples[chosen] = _epoch_permutation(size, seed, int(epoch))(offsets[chosen])
+        samples[chosen] = _epoch_permutation(size, group, window, seed, int(epoch))(offsets[chosen])
     return samples

@@ -16,10 +16,14 @@ from datamodules.callbacks import SkippedSamples
 from datamodules.order import Int64Array, shuffled
 from datamodules.preparation import prepare
 from datamodules.presets import plan_preset
-from datamodules.shards import MANIFEST, Manifest, ShardError, TokenReader
+from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader
 from datamodules.stream import Batch, Rows, Samples, widen
 from datamodules.strings import IGNORE_INDEX
 from datamodules.tokenizers import ByteTokenizer, Tokenizer, from_description
+
+# Places of the corpus, of one member each, among which blocks are shuffled at a time: with 64 Ki tokens a member these
+# are 64 Mi tokens, more than any buffer of samples holds, and little enough for the page cache of any machine.
+_WINDOW_GROUPS = 1024
 
 
 class TextBlocks:
@@ -44,7 +48,10 @@ class TextBlocks:
         self.size = max(reader.tokens - 1, 0) // context_length
 
     def order(self, indices: Int64Array) -> Int64Array:
-        return indices if self.seed is None else shuffled(self.size, self.seed, indices)
+        if self.seed is None:
+            return indices
+        group = max(1, MEMBER_TOKENS // self.context_length)
+        return shuffled(self.size, self.seed, indices, group=group, window=_WINDOW_GROUPS)
 
     def read(self, ids: Int64Array) -> Rows:
         """The blocks `ids` (B,) as (B, context_length + 1) tokens of the shards' type, and the rows without one."""

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.order import Permutation, derive_key, mix, random_integers, shuffled
+from datamodules.order import LocalPermutation, Permutation, derive_key, mix, random_integers, shuffled
 
-GOLDEN_ORDER = [7, 273, 331, 420, 707, 930]
+GOLDEN_ORDER = [250, 830, 406, 640, 491, 785]
 GOLDEN_KEY = 6010145522495862035
 
 
@@ -15,6 +15,34 @@ GOLDEN_KEY = 6010145522495862035
 @settings(max_examples=60, deadline=None)
 def test_every_size_is_permuted(size: int, seed: int) -> None:
     assert np.array_equal(np.sort(Permutation(size, seed)(np.arange(size))), np.arange(size))
+
+
+@given(
+    size=st.integers(1, 3000), group=st.integers(1, 80), window=st.integers(1, 40), seed=st.integers(0, 2**63)
+)
+@settings(max_examples=100, deadline=None)
+def test_every_size_is_permuted_locally(size: int, group: int, window: int, seed: int) -> None:
+    images = LocalPermutation(size, group, window, seed)(np.arange(size))
+    assert np.array_equal(np.sort(images), np.arange(size))
+
+
+def test_a_window_visits_few_places_and_all_of_each() -> None:
+    # 10^13 samples in runs of 64, 1024 runs at a time: a window of a corpus far beyond any memory.
+    order = LocalPermutation(10**13, 64, 1024, "local")
+    for first in (0, 64 * 1024 * 10**7):
+        window = order(np.arange(first, first + 64 * 1024))
+        places, counts = np.unique(window // 64, return_counts=True)
+        assert len(places) == 1024
+        assert (counts == 64).all()
+        # Places lie all over the corpus, and neighbours in the order seldom in one place.
+        assert places.max() - places.min() > 0.99 * 10**13 / 64
+        assert (np.diff(window // 64) == 0).mean() < 0.003
+
+
+def test_what_fits_into_a_window_is_shuffled_as_a_whole() -> None:
+    images = LocalPermutation(64 * 100, 64, 1024, "small")(np.arange(6400))
+    # Of 6399 pairs of neighbours 64 / 6400 lie in one run by chance: 64, with a standard deviation of 8.
+    assert (np.diff(images // 64) == 0).sum() < 64 + 5 * 8
 
 
 def test_a_huge_permutation_is_injective_and_within_bounds() -> None:
