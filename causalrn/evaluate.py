@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: `python -m causalrn.evaluate --checkpoint PATH [--lengths 16,32,64]`."""
+"""Evaluates a checkpoint: `python -m causalrn.evaluate --checkpoint PATH [--lengths 16,32,64 | --tasks NAMES]`."""
 
 import argparse
 import warnings
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -13,6 +14,8 @@ from causalrn.callbacks import progress_bar
 from causalrn.callbacks.run_folder import environment, write_json
 from causalrn.checkpoint import network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
+from causalrn.codec import codec_of
+from causalrn.extras import optional_module
 from causalrn.lit_module import CopyModule, LanguageModelModule, TextModule
 from causalrn.tables import print_results
 
@@ -21,6 +24,16 @@ def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     quiet_libraries()
     checkpoint = read_checkpoint(options.checkpoint)
+    results = run_tasks(checkpoint, options) if options.tasks else validate(checkpoint, options)
+    print_results(results)
+    output = options.output or default_output(options.checkpoint)
+    record = {"checkpoint": str(options.checkpoint), "metrics": results, "environment": environment()}
+    write_json(output, record)
+    print(f"saved in {output}")
+
+
+def validate(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """The metrics that training logs, on the validation data."""
     data = make_data(data_config(checkpoint, options))
     # Which metrics apply is the data's to say: text knows how many bytes a token stands for.
     module_class: type[LanguageModelModule] = TextModule if hasattr(data, "token_bytes") else CopyModule
@@ -36,12 +49,26 @@ def main(args: list[str] | None = None) -> None:
     )
     warnings.filterwarnings("ignore", ".*No logger.*")
     trainer.validate(module_class(network), data, verbose=False)
-    results = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    print_results(results)
-    output = options.output or default_output(options.checkpoint)
-    record = {"checkpoint": str(options.checkpoint), "metrics": results, "environment": environment()}
-    write_json(output, record)
-    print(f"saved in {output}")
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """The metrics of lm-evaluation-harness."""
+    optional_module("lm_eval", "harness", "--tasks")
+    # Needs lm_eval, which is optional.
+    from causalrn.harness import evaluate_tasks
+
+    network = network_from(checkpoint, options.checkpoint)
+    device = "cuda" if options.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"
+    return evaluate_tasks(
+        network.to(device),
+        codec_of(checkpoint, network),
+        options.tasks.split(","),
+        include_path=options.include_path,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        batch_size=options.batch_size or 16,
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,6 +79,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lengths", type=parse_lengths, help="string lengths, as 16,32,64 (copying)")
     parser.add_argument("--data", type=Path, metavar="CONFIG", help="take the data section of this config")
     parser.add_argument("--val-samples", type=int, help="strings per length (copying)")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, as lambada_openai,piqa"
+    )
+    parser.add_argument(
+        "--include-path", type=Path, metavar="FOLDER", help="further tasks: YAML files (--tasks)"
+    )
+    parser.add_argument("--num-fewshot", type=int, help="examples in each context (--tasks)")
+    parser.add_argument("--limit", type=int, help="samples of each task (--tasks)")
     parser.add_argument("--batch-size", type=int, help="sequences per step")
     parser.add_argument("--output", type=Path, help="JSON file of results; by default beside the checkpoint")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: auto)")
