@@ -1,0 +1,92 @@
+"""How much each earlier position contributes to each position in a layer: what one looks at to see copying look back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.ops.reference import ACTIVATIONS, normalise
+
+# Tokens that still have room for their names along an axis.
+NAMED_TOKENS = 80
+
+
+@torch.inference_mode()
+def pair_norms(network: LanguageModel, tokens: Int[Tensor, " T"], layer: int) -> Float[Tensor, "H T T"]:
+    """Norm over the channels of what position j adds to position i in a layer, per head; NaN where j > i.
+
+    For the quadratic form this is |act(norm(q_i + k_j))|, for the linear one |exp(norm(q_i)) exp(norm(k_j))|, both
+    before the 1 / (i + 1) and the normalisation (the official heat map of `bar_quadratic_causal_preact`).
+
+    Args:
+        network: of relation mixers.
+        tokens: what the network reads.
+        layer: 0 to n_layers - 1; negative ones count from the end.
+
+    Raises:
+        ValueError: no such layer, another kind of mixer, or more tokens than positions.
+    """
+    if not -network.n_layers <= layer < network.n_layers:
+        raise ValueError(f"layer must be in [{-network.n_layers}, {network.n_layers}): got {layer}")
+    mixer = network.layers[layer].mixer
+    if not isinstance(mixer, QuadraticRelation | LinearRelation):
+        raise ValueError(f"pairs are those of a relation mixer: layer {layer} has {type(mixer).__name__}")
+    x = network.embed(tokens[None], 0)
+    for block in network.layers[: layer % network.n_layers]:
+        x = block(x)
+    q, k = (t[0].float() for t in mixer.project(x))
+    norms = torch.full((mixer.n_heads, len(tokens), len(tokens)), float("nan"))
+    for i in range(len(tokens)):
+        norms[:, i, : i + 1] = contributions(mixer, q[i], k[: i + 1]).norm(dim=-1).mT.cpu()
+    return norms
+
+
+def contributions(
+    mixer: QuadraticRelation | LinearRelation, q: Float[Tensor, "H D"], k: Float[Tensor, "T H D"]
+) -> Float[Tensor, "T H D"]:
+    if isinstance(mixer, LinearRelation):
+        return (normalise(q, mixer.norm, mixer.eps) + normalise(k, mixer.norm, mixer.eps)).exp()
+    settings = mixer.pair_settings
+    return ACTIVATIONS[settings["activation"]](normalise(q + k, settings["norm"], settings["eps"]))
+
+
+def draw_pairs(norms: Float[Tensor, "T T"], names: list[str], position: int, title: str, path: Path) -> None:
+    """Draws all pairs of a layer as a heat map, and those of one position as bars beside their tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = min(14.0, 4 + 0.16 * len(names))
+    figure, (heat, bars) = pyplot.subplots(
+        2, 1, figsize=(size, size + 2.5), height_ratios=(4, 1), layout="constrained"
+    )
+    image = heat.imshow(norms.numpy(), cmap="magma", interpolation="nearest")
+    heat.axhline(position, color="tab:cyan", linewidth=0.8)
+    heat.set(xlabel="contributing position j", ylabel="receiving position i", title=title)
+    figure.colorbar(image, ax=heat, label="norm over channels")
+    row = norms[position, : position + 1]
+    bars.bar(range(len(row)), row.numpy(), color="tab:cyan")
+    bars.set(
+        xlim=(-0.5, len(names) - 0.5),
+        xlabel="contributing position j",
+        ylabel=f"position {position}",
+    )
+    if len(names) <= NAMED_TOKENS:
+        for axis in (heat, bars):
+            axis.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+        heat.set_yticks(range(len(names)), names, fontsize=7)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def describe_row(norms: Float[Tensor, "T T"], names: list[str], position: int) -> dict[str, Any]:
+    """The contributions to one position as plain values."""
+    return {
+        "position": position,
+        "tokens": names,
+        "norms": [round(value, 6) for value in norms[position, : position + 1].tolist()],
+    }
