@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from causalrn import bench_decode, bench_linear, bench_quadratic, bench_relation, bench_step
+from causalrn import bench_data, bench_decode, bench_linear, bench_quadratic, bench_relation, bench_step
 from causalrn.benchmarking import describe_machine, file_record, plot_panels
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
         device = torch.device("cpu")
         name = f"decode_C{options.d_model}_D{options.d_hidden}"
         title = f"decode, float32, C {options.d_model}, D {options.d_hidden}, {options.layers} layers"
+    elif options.benchmark == "data":
+        record, panels = bench_data.run(options), {}
+        device = torch.device("cpu")
+        name = title = "data"
     else:
         record, panels = bench_step.run(options), {}
         device = torch.device("cpu")
@@ -57,7 +61,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     bench_decode.add_arguments(decode)
     step = benchmarks.add_parser("step", help="a training step of the official copying model")
     bench_step.add_arguments(step)
-    for benchmark in (relation, decode, step):
+    data = benchmarks.add_parser("data", help="preparing shards, the first batch, and tokens per second")
+    bench_data.add_arguments(data)
+    for benchmark in (relation, decode, step, data):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)

@@ -1,6 +1,8 @@
 """The manifest of a folder of shards, and random access to the tokens that it lists."""
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -10,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from datamodules.order import Int64Array
 
 MANIFEST = "manifest.json"
 FORMAT = "causalrn-token-shards"
@@ -124,14 +124,16 @@ class TokenReader:
     _MAX_OPEN = 256
 
     def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
+        self._files: dict[int, int] = {}
         self.folder = Path(folder)
         self.shards = manifest.splits[split].shards
         self.dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self.member_tokens = manifest.member_tokens
-        self.ends: Int64Array = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
-        self.tokens = int(self.ends[-1]) if self.shards else 0
-        self._files: dict[int, int] = {}
-        self._checked = [np.zeros(len(shard.offsets), dtype=bool) for shard in self.shards]
+        # Plain lists: a lookup per block in numpy would cost as much as reading the block.
+        self._ends = list(itertools.accumulate(shard.tokens for shard in self.shards))
+        self._checked = [bytearray(len(shard.offsets)) for shard in self.shards]
+        self.tokens = self._ends[-1] if self._ends else 0
+        self._item_bytes = self.dtype.itemsize
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
@@ -146,18 +148,18 @@ class TokenReader:
         Raises:
             ShardError: if a shard is missing, shorter than the manifest says, or damaged.
         """
-        filled = 0
-        shard_index = int(np.searchsorted(self.ends, start, side="right"))
-        while filled < len(out):
+        left = out.data
+        shard_index = bisect.bisect_right(self._ends, start)
+        while len(left):
             shard = self.shards[shard_index]
-            first = start + filled - (int(self.ends[shard_index]) - shard.tokens)
+            first = start - self._ends[shard_index] + shard.tokens
             member, within = divmod(first, self.member_tokens)
-            size = min(len(out) - filled, self.member_tokens - within, shard.tokens - first)
+            size = min(len(left), self.member_tokens - within, shard.tokens - first)
             if not self._checked[shard_index][member]:
                 self._check(shard_index, member)
-            offset = shard.offsets[member] + within * self.dtype.itemsize
-            self._pread(shard_index, out[filled : filled + size], offset)
-            filled += size
+            self._pread(shard_index, left[:size], shard.offsets[member] + within * self._item_bytes)
+            left = left[size:]
+            start += size
             if first + size == shard.tokens:
                 shard_index += 1
 
@@ -165,22 +167,26 @@ class TokenReader:
         shard = self.shards[shard_index]
         size = min(self.member_tokens, shard.tokens - member * self.member_tokens)
         data = np.empty(size, dtype=self.dtype)
-        self._pread(shard_index, data, shard.offsets[member])
+        self._pread(shard_index, data.data, shard.offsets[member])
         if zlib.crc32(data.data) != shard.crc32[member]:
             raise ShardError(
-                f"shard {self.folder / shard.name} is damaged: member {member} at byte {shard.offsets[member]} "
+                f"shard {self._path(shard_index)} is damaged: member {member} at byte {shard.offsets[member]} "
                 f"does not have the checksum that {MANIFEST} lists"
             )
-        self._checked[shard_index][member] = True
+        self._checked[shard_index][member] = 1
 
-    def _pread(self, shard_index: int, out: npt.NDArray[Any], offset: int) -> None:
+    def _pread(self, shard_index: int, out: memoryview, offset: int) -> None:
         file = self._files.get(shard_index)
         if file is None:
             file = self._open(shard_index)
-        if os.preadv(file, [out.data], offset) != out.nbytes:
+        try:
+            read_bytes = os.preadv(file, (out,), offset)
+        except OSError as error:
+            raise ShardError(f"cannot read shard {self._path(shard_index)}: {error.strerror}") from None
+        if read_bytes != out.nbytes:
             shard = self.shards[shard_index]
             raise ShardError(
-                f"shard {self.folder / shard.name} is truncated: it ends before byte {offset + out.nbytes}, and "
+                f"shard {self._path(shard_index)} is truncated: it ends before byte {offset + out.nbytes}, and "
                 f"{MANIFEST} lists {shard.size_bytes} bytes"
             )
 
@@ -188,10 +194,12 @@ class TokenReader:
         if len(self._files) == self._MAX_OPEN:
             oldest = next(iter(self._files))
             os.close(self._files.pop(oldest))
-        path = self.folder / self.shards[shard_index].name
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(self._path(shard_index), os.O_RDONLY)
         except OSError as error:
-            raise ShardError(f"cannot read shard {path}: {error.strerror}") from None
+            raise ShardError(f"cannot read shard {self._path(shard_index)}: {error.strerror}") from None
         self._files[shard_index] = file
         return file
+
+    def _path(self, shard_index: int) -> Path:
+        return self.folder / self.shards[shard_index].name

@@ -57,13 +57,13 @@ class TextBlocks:
         """The blocks `ids` (B,) as (B, context_length + 1) tokens of the shards' type, and the rows without one."""
         rows = np.empty((len(ids), self.context_length + 1), dtype=self.reader.dtype)
         problems: list[tuple[int, str]] = []
-        for number, block in enumerate(ids.tolist()):
+        for number, (row, block) in enumerate(zip(rows, ids.tolist(), strict=True)):
             try:
-                self.reader.read_into(rows[number], block * self.context_length)
+                self.reader.read_into(row, block * self.context_length)
             except ShardError as error:
                 if not self.skip_unreadable:
                     raise
-                rows[number] = 0
+                row[:] = 0
                 problems.append((number, str(error)))
         return {"tokens": rows, "unreadable": problems}
 
