@@ -53,8 +53,8 @@ def report_pairs(options: argparse.Namespace) -> None:
     network = network_from(checkpoint, options.checkpoint)
     codec = codec_of(checkpoint, network)
     tokens = read_and_answer(network, codec, options.prompt, options.max_tokens)
-    layer = options.layer % network.n_layers if options.layer >= -network.n_layers else options.layer
-    norms = pair_norms(network, tokens, layer)
+    norms = pair_norms(network, tokens, options.layer)
+    layer = options.layer % network.n_layers
     if not 0 <= options.head < len(norms):
         raise ValueError(f"head must be in [0, {len(norms)}): got {options.head}")
     if not -len(tokens) <= options.position < len(tokens):
