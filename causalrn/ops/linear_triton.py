@@ -60,7 +60,7 @@ def _sums_kernel(
     k_row = k + batch * stride_batch + start.to(tl.int64) * stride_time
     stats_row = stats + (batch * length + start) * (2 * HEADS)
     running = zeros_row(HEADS * CHUNKS, WIDTH)
-    for _ in range(start, tl.minimum(start + block_length, length)):
+    for _row in range(start, tl.minimum(start + block_length, length)):
         x = load_row(k_row, stride_head, channels, HEADS, CHUNKS, WIDTH)
         _, means, stds = standardise(x, channels, HEADS, CHUNKS, WIDTH, MASKED, CENTRED)
         for head in tl.static_range(HEADS):
@@ -159,7 +159,7 @@ def _forward_kernel(
     k_row = k + batch * k_stride_batch + start.to(tl.int64) * k_stride_time
     stats_row = stats + (batch * length + start) * (2 * HEADS)
     y_row = y + (batch * length + start) * (HEADS * channels)
-    for _ in range(start, tl.minimum(start + block_length, length)):
+    for _row in range(start, tl.minimum(start + block_length, length)):
         if CAUSAL:
             x = load_row(k_row, k_stride_head, channels, HEADS, CHUNKS, WIDTH)
             means = load_heads(stats_row, HEADS)
@@ -199,7 +199,7 @@ def _backward_q_kernel(
     stats_row = stats + (batch * length + start) * (2 * HEADS)
     out_at = (batch * length + start) * (HEADS * channels)
     running = zeros_row(N, WIDTH)
-    for _ in range(start, tl.minimum(start + block_length, length)):
+    for _row in range(start, tl.minimum(start + block_length, length)):
         if CAUSAL:
             x = load_row(k_row, k_stride_head, channels, HEADS, CHUNKS, WIDTH)
             means = load_heads(stats_row, HEADS)
@@ -259,7 +259,7 @@ def _backward_k_kernel(
     k_row = k + batch * k_stride_batch + (end - 1).to(tl.int64) * k_stride_time
     stats_row = stats + (batch * length + end - 1) * (2 * HEADS)
     dk_row = dk + (batch * length + end - 1) * (HEADS * channels)
-    for _ in range(block * block_length, end):
+    for _row in range(block * block_length, end):
         if CAUSAL:
             sums = add(sums, load_row(dk_row, channels, channels, HEADS, CHUNKS, WIDTH), N)
         x = load_row(k_row, k_stride_head, channels, HEADS, CHUNKS, WIDTH)
