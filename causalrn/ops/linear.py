@@ -60,8 +60,11 @@ def relation_linear(
         state = state_elsewhere(relation_linear_pool(k, eps=eps, norm=norm), q.shape[1], causal, split)
     total = None if state is None else state.total.to(linear_blocked.compute_dtype(q.dtype))
     y, total = torch.ops.causalrn.relation_linear(q, k, total, eps, causal, norm)
-    count = torch.full(q.shape[:1], q.shape[1], dtype=torch.float32, device=q.device)
-    return y, LinearState(total, count if state is None else state.count + count)
+    if state is None:
+        count = torch.full(q.shape[:1], q.shape[1], dtype=torch.float32, device=q.device)
+    else:
+        count = state.count + q.shape[1]
+    return y, LinearState(total, count)
 
 
 def relation_linear_step(

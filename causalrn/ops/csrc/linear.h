@@ -8,11 +8,7 @@
 
 #include <math.h>
 
-#include "simd.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
+#include "rows.h"
 
 namespace causalrn {
 namespace CAUSALRN_ISA {
@@ -30,30 +26,14 @@ struct LinearArguments {
     int32_t causal, rms, bf16, threads;
 };
 
-enum Status { kDone = 0, kOutOfMemory = 1 };
-
-CAUSALRN_INLINE int thread_index() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
+// As load_row and store_lanes of rows.h, with the type known when compiled.
+template <class Element>
+CAUSALRN_INLINE vec load_lanes(const Element* p, int count) {
+    return load_row(p, 0, count, sizeof(Element) == 2);
 }
-
-CAUSALRN_INLINE vec load_row(const float* p, int count) { return count == kWidth ? loadu(p) : load_part(p, count); }
-CAUSALRN_INLINE vec load_row(const uint16_t* p, int count) {
-    if (count == kWidth) return loadu_bf16(p);
-    alignas(64) float lanes[kWidth];
-    for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? float_from_bf16(p[lane]) : 0;
-    return load(lanes);
-}
-CAUSALRN_INLINE void store_row(float* p, vec x, int count) {
-    if (count == kWidth) return storeu(p, x);
-    store_part(p, x, count);
-}
-CAUSALRN_INLINE void store_row(uint16_t* p, vec x, int count) {
-    if (count == kWidth) return storeu_bf16(p, x);
-    for (int lane = 0; lane < count; ++lane) p[lane] = bf16_from_float(x[lane]);
+template <class Element>
+CAUSALRN_INLINE void store_lanes(Element* p, vec value, int count) {
+    store_lanes(p, 0, value, count, sizeof(Element) == 2);
 }
 
 // How a row lies in scratch memory: each head is padded to whole vectors. Padding of sums is -0, which tells it from
@@ -65,7 +45,7 @@ struct Layout {
     explicit Layout(const LinearArguments& a)
         : heads(a.heads),
           channels(a.channels),
-          head_stride((a.channels + kWidth - 1) / kWidth * kWidth),
+          head_stride(padded(a.channels)),
           stride(a.heads * head_stride),
           // 96 KiB per scratch array of a block leave room for the inputs in a cache of 512 KiB or more.
           rows(min(a.length, max(int64_t(8), min(int64_t(64), 24576 / stride)))),
@@ -110,10 +90,10 @@ struct Stats {
 template <class Element>
 CAUSALRN_INLINE Stats centre(const Layout& l, const LinearArguments& a, const Element* x, float* out) {
     vec sums[4] = {}, squares[4] = {};
-    if (!a.rms) each_vector(l, CAUSALRN_EACH { sums[slot] += load_row(x + d, count); });
+    if (!a.rms) each_vector(l, CAUSALRN_EACH { sums[slot] += load_lanes(x + d, count); });
     const float mean = sum_slots(sums) / float(l.channels);
     each_vector(l, CAUSALRN_EACH {
-        vec value = select(lanes, load_row(x + d, count) - mean, vec{});
+        vec value = select(lanes, load_lanes(x + d, count) - mean, vec{});
         store(out + d, value);
         squares[slot] += value * value;
     });

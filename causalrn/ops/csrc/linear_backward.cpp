@@ -25,7 +25,7 @@ CAUSALRN_INLINE void store_norm_gradient(const Layout& l, const LinearArguments&
     const float size = float(l.channels);
     const float mean = a.rms ? 0 : grad_sum / size, slope = slope_of(product, size, s.std, s.inverse);
     each_vector(l, CAUSALRN_EACH {
-        store_row(out + d, (load(grad + d) - mean) * s.inverse - load(centred + d) * slope, count);
+        store_lanes(out + d, (load(grad + d) - mean) * s.inverse - load(centred + d) * slope, count);
     });
 }
 
@@ -39,7 +39,7 @@ static void query_gradient(const Layout& l, const LinearArguments& a, const Gate
     for (int64_t h = 0; h < l.heads; ++h) {
         const int64_t start = h * l.head_stride;
         each_vector(l, CAUSALRN_EACH {
-            vec g = load_row(dy + h * l.channels + d, count), v = load(value + start + d);
+            vec g = load_lanes(dy + h * l.channels + d, count), v = load(value + start + d);
             store(grad + start + d, g);
             grads[slot] += g;
             products[slot] += g * select(lanes, v - gate.mean, vec{});
@@ -99,7 +99,7 @@ static void key_gradients(const Layout& l, const LinearArguments& a, Block block
                     store(running + start + d, sum);
                 }
                 vec g = load(grad + d) * (load(after + start + d) + sum);
-                vec c = select(lanes, load_row(k + h * l.channels + d, count) - s.mean, vec{});
+                vec c = select(lanes, load_lanes(k + h * l.channels + d, count) - s.mean, vec{});
                 store(grad + d, g);
                 store(centred + d, c);
                 grads[slot] += g;

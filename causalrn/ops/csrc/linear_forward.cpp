@@ -38,7 +38,7 @@ static int forward(const LinearArguments& a) {
                 for (int64_t h = 0; h < l.heads; ++h) {
                     const float* head = value + h * l.head_stride;
                     each_vector(l, CAUSALRN_EACH {
-                        store_row(y + h * l.channels + d, (load(head + d) - gate.mean) * gate.inverse, count);
+                        store_lanes(y + h * l.channels + d, (load(head + d) - gate.mean) * gate.inverse, count);
                     });
                 }
             }

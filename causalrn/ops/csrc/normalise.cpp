@@ -15,18 +15,6 @@ struct NormaliseArguments {
     int32_t centre, bf16, threads;
 };
 
-CAUSALRN_INLINE void store_lanes(void* tensor, int64_t offset, vec value, int count, bool bf16) {
-    if (bf16) {
-        uint16_t* p = static_cast<uint16_t*>(tensor) + offset;
-        if (count == kWidth) return storeu_bf16(p, value);
-        for (int lane = 0; lane < count; ++lane) p[lane] = bf16_from_float(value[lane]);
-        return;
-    }
-    float* p = static_cast<float*>(tensor) + offset;
-    if (count == kWidth) return storeu(p, value);
-    store_part(p, value, count);
-}
-
 // Calls visit(offset, lanes, values) for each vector of a row; lanes beyond the row read as 0.
 template <class Visit>
 CAUSALRN_INLINE void each_vector(const void* tensor, int64_t start, int64_t channels, bool bf16, Visit visit) {

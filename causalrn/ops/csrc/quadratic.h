@@ -7,10 +7,6 @@
 #include "activations.h"
 #include "rows.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
@@ -30,16 +26,6 @@ struct QuadraticArguments {
     float eps;
     int32_t causal, norm, activation, bf16, threads;
 };
-
-CAUSALRN_INLINE int thread_index() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-enum Status { kDone = 0, kOutOfMemory = 1 };
 
 // Which keys a query at `position` reaches, and how many of them carry a weight that is not 0 in float.
 struct Reach {

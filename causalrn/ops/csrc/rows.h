@@ -3,11 +3,25 @@
 
 #include "simd.h"
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 // A function that not every source calls.
 #define CAUSALRN_STATIC [[maybe_unused]] static
 
 namespace causalrn {
 namespace CAUSALRN_ISA {
+
+CAUSALRN_INLINE int thread_index() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+enum Status { kDone = 0, kOutOfMemory = 1 };
 
 // The channels of a row, padded with zeros to whole vectors.
 CAUSALRN_INLINE int64_t padded(int64_t channels) { return (channels + kWidth - 1) / kWidth * kWidth; }
@@ -24,27 +38,25 @@ CAUSALRN_INLINE vec load_row(const void* tensor, int64_t offset, int count, bool
     return count == kWidth ? loadu(p) : load_part(p, count);
 }
 
+// Stores the first `count` lanes.
+CAUSALRN_INLINE void store_lanes(void* tensor, int64_t offset, vec value, int count, bool bf16) {
+    if (bf16) {
+        uint16_t* p = static_cast<uint16_t*>(tensor) + offset;
+        if (count == kWidth) return storeu_bf16(p, value);
+        for (int lane = 0; lane < count; ++lane) p[lane] = bf16_from_float(value[lane]);
+        return;
+    }
+    float* p = static_cast<float*>(tensor) + offset;
+    if (count == kWidth) return storeu(p, value);
+    store_part(p, value, count);
+}
+
 // tensor[offset ...] = factor * (row - shift).
 CAUSALRN_STATIC void store_row(void* tensor, int64_t offset, const float* row, int64_t channels, float factor, float shift,
                       bool bf16) {
     for (int64_t d = 0; d < channels; d += kWidth) {
         vec value = factor * (load(row + d) - shift);
-        int count = int(min(int64_t(kWidth), channels - d));
-        if (bf16) {
-            uint16_t* p = static_cast<uint16_t*>(tensor) + offset + d;
-            if (count == kWidth) {
-                storeu_bf16(p, value);
-            } else {
-                for (int lane = 0; lane < count; ++lane) p[lane] = bf16_from_float(value[lane]);
-            }
-        } else {
-            float* p = static_cast<float*>(tensor) + offset + d;
-            if (count == kWidth) {
-                storeu(p, value);
-            } else {
-                store_part(p, value, count);
-            }
-        }
+        store_lanes(tensor, offset + d, value, int(min(int64_t(kWidth), channels - d)), bf16);
     }
 }
 
