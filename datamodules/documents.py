@@ -2,31 +2,24 @@
 
 import codecs
 import gzip
-import importlib
-import io
 import json
 import lzma
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+from typing import Any
+
+from datamodules.compressed import open_compressed
+from datamodules.errors import DocumentError, optional_module
 
 # A document longer than one piece is read piece by piece, so that memory does not grow with it.
 PIECE_BYTES = 1 << 20
 # JSON and parquet hand over a document at once; one above this would break the promise on memory.
 MAX_RECORD_BYTES = 1 << 25
 
-# A compressed piece this small cannot expand to more than a few tens of MB even in a hostile file.
-_ZSTANDARD_READ_BYTES = 1 << 14
-
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")
 SUFFIXES = (".txt", *_JSONL, ".parquet", ".tar")
-
-
-class DocumentError(ValueError):
-    """Input that cannot be used; the message names the file and the place in it."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +95,6 @@ def find_files(inputs: Iterable[str | Path], exclude: str | Path | None = None) 
     return files
 
 
-def optional_module(name: str, needed_for: str) -> ModuleType:
-    """A module of the optional `data` extra.
-
-    Raises:
-        DocumentError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise DocumentError(f"{needed_for} needs {name}: pip install 'causalrn[data]'") from None
-
-
 def cut(path: Path, unit_bytes: int) -> list[Span]:
     """Spans of about `unit_bytes` that separate processes can read; a .txt file is one document, so one span."""
     size = path.stat().st_size
@@ -157,56 +138,6 @@ def _text_document(span: Span) -> Document:
     return Document(span.path, pieces)
 
 
-def _open_compressed(path: str) -> IO[bytes] | gzip.GzipFile | io.BufferedReader:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.endswith(".xz"):
-        return lzma.open(path, "rb")
-    if path.endswith(".zst"):
-        return io.BufferedReader(_ZstandardFile(path), PIECE_BYTES)
-    return open(path, "rb")
-
-
-class _ZstandardFile(io.RawIOBase):
-    """The content of a .zst file of any number of frames.
-
-    The library's own file object takes a file that was cut short for one that ends there.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._library = optional_module("zstandard", path)
-        self._file = io.FileIO(path)
-        self._frame: Any = None
-        self._waiting = b""
-        self._content = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._content:
-            compressed = self._waiting or self._file.read(_ZSTANDARD_READ_BYTES)
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("it ends within a frame")
-                return 0
-            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
-            try:
-                self._content = memoryview(self._frame.decompress(compressed))
-            except self._library.ZstdError as error:
-                raise EOFError(str(error)) from None
-            self._waiting = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        size = min(len(buffer), len(self._content))
-        buffer[:size], self._content = self._content[:size], self._content[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def _record_document(name: str, record: Any, text_field: str) -> Document:
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
@@ -220,7 +151,7 @@ def _whole(name: str, content: bytes) -> Document:
 
 
 def _jsonl_documents(span: Span, text_field: str) -> Iterator[Document]:
-    with _open_compressed(span.path) as file:
+    with open_compressed(span.path) as file:
         position = span.start
         if span.start:
             # A line belongs to the span in which it starts, so the rest of the line before is passed over. The byte

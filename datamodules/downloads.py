@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from datamodules.documents import DocumentError
+from datamodules.errors import DocumentError
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 120

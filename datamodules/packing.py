@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.documents import Document, DocumentError, Span, read_documents
+from datamodules.documents import Document, Span, read_documents
+from datamodules.errors import DocumentError
 from datamodules.shard_writer import ShardWriter
 from datamodules.shards import MEMBER_TOKENS, Shard, write_atomically
 from datamodules.tokenizers import Tokens, from_description, token_dtype

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.documents import DocumentError, Span, cut, find_files, kind_of, read_documents
+from datamodules.documents import Span, cut, find_files, kind_of, read_documents
+from datamodules.errors import DocumentError
 from datamodules.packing import PackSettings, assign_split
 from datamodules.tokenizers import decode_pieces
 

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from datamodules import baselines
-from datamodules.documents import DocumentError
+from datamodules.errors import DocumentError
 from datamodules.packing import PARTS, SPLITS, UnitRecord, pack_unit, record_path
 from datamodules.planning import Plan
 from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, Split, write_atomically

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from datamodules.documents import DocumentError, Span
+from datamodules.documents import Span
 from datamodules.downloads import PackageFile, cache_folder, fetch, open_member
+from datamodules.errors import DocumentError
 from datamodules.packing import PackSettings
 from datamodules.planning import Plan, cut_document
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.documents import optional_module
+from datamodules.errors import optional_module
 
 Tokens = npt.NDArray[Any]
 

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from datamodules import documents
-from datamodules.documents import Document, DocumentError, Span, cut, find_files, read_documents
+from datamodules.documents import Document, Span, cut, find_files, read_documents
+from datamodules.errors import DocumentError
 
 TEXTS = ["first", "zweiter Text: ä€😀", "", "line\nbreaks\r\n", "last " * 100]
 

@@ -19,7 +19,7 @@ import pytest
 import webdataset
 
 from datamodules import packing, planning, preparation
-from datamodules.documents import DocumentError
+from datamodules.errors import DocumentError
 from datamodules.packing import PackSettings
 from datamodules.planning import Plan, plan_files
 from datamodules.preparation import prepare

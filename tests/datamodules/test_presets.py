@@ -18,8 +18,8 @@ import pytest
 from datamodules import downloads, presets
 from datamodules.copy_shards import prepare_copy
 from datamodules.copying import CopyDataModule
-from datamodules.documents import DocumentError
 from datamodules.downloads import PackageFile, fetch, open_member
+from datamodules.errors import DocumentError
 from datamodules.preparation import prepare
 from datamodules.presets import NAMES, PRESETS, Preset, Source, plan_preset
 from datamodules.shards import Manifest, TokenReader
