@@ -93,8 +93,15 @@ class TestKernels:
     @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
     @pytest.mark.parametrize(
         ("options", "causal"),
-        [("", True), ("", False), ("gain", True), ("window", False), ("slope", True)]
-        + [("gain window slope", True), ("gain window slope", False)],
+        [
+            ("", True),
+            ("", False),
+            ("gain", True),
+            ("window", False),
+            ("slope", True),
+            ("gain window slope", True),
+            ("gain window slope", False),
+        ],
     )
     def test_exponentials(self, norm: Norm, options: str, causal: bool) -> None:
         q, k, grad = make_inputs(1, 17, 25, 2, 24)
@@ -138,10 +145,10 @@ class TestKernels:
     @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
     def test_bfloat16_storage(self, norm: Norm) -> None:
         """No further from float64 than twice plain PyTorch in bfloat16."""
-        inputs = [x.bfloat16() for x in make_inputs(1, 33, 33, 2, 32)]
-        actual = differentiate_kernels(*inputs, eps=1e-3, norm=norm)
-        wanted = differentiate_definition(*inputs, torch.float64, eps=1e-3, norm=norm)
-        plain = differentiate_definition(*inputs, torch.bfloat16, eps=1e-3, norm=norm)
+        q, k, grad = (x.bfloat16() for x in make_inputs(1, 33, 33, 2, 32))
+        actual = differentiate_kernels(q, k, grad, eps=1e-3, norm=norm)
+        wanted = differentiate_definition(q, k, grad, torch.float64, eps=1e-3, norm=norm)
+        plain = differentiate_definition(q, k, grad, torch.bfloat16, eps=1e-3, norm=norm)
         for name, value in wanted.items():
             assert relative_error(actual[name], value) <= 2 * relative_error(plain[name], value), name
             # Rounding the result to bfloat16's 8 digits is all that is lost; the interpreter cuts instead.
