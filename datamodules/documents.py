@@ -19,7 +19,8 @@ PIECE_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 25
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")
-SUFFIXES = (".txt", *_JSONL, ".parquet", ".tar")
+_RECORDS = (*_JSONL, ".parquet", ".tar")
+SUFFIXES = (".txt", ".text", ".md", *_RECORDS)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Span:
     """A part of an input file: bytes of .txt and .jsonl, row groups of .parquet, the whole of other kinds.
 
     `split` forces the split of its documents; otherwise each document is assigned by its content. `closes` is False
-    where the document goes on in the next span. `kind` is the suffix by which a file without one is read.
+    where the document goes on in the next span.
     """
 
     path: str
@@ -35,7 +36,6 @@ class Span:
     stop: int | None = None
     split: str | None = None
     closes: bool = True
-    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,34 +64,35 @@ class Document:
         return None
 
 
-def kind_of(path: str | Path) -> str | None:
-    """The suffix by which a file is read, or None for a file that is no corpus."""
+def kind_of(path: str | Path) -> str:
+    """The suffix that tells how a file is read; anything unknown is read as text."""
     name = Path(path).name.lower()
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return next((suffix for suffix in _RECORDS if name.endswith(suffix)), ".txt")
 
 
 def find_files(inputs: Iterable[str | Path], exclude: str | Path | None = None) -> list[Path]:
-    """The corpus files among `inputs` but not below `exclude`, folders searched recursively, in a stable order.
+    """The files among `inputs` but not below `exclude`, in a stable order.
+
+    Folders are searched recursively for files with a suffix of SUFFIXES; a file that is named is taken whatever it
+    is called.
 
     Raises:
-        DocumentError: if an input does not exist, is of an unknown kind, or a folder holds no corpus file.
+        DocumentError: if an input does not exist, or a folder holds no corpus file.
     """
     files: list[Path] = []
     for given in map(Path, inputs):
-        if given.is_dir():
-            found = sorted(path for path in given.rglob("*") if path.is_file() and kind_of(path))
-            if exclude is not None:
-                left_out = Path(exclude).resolve()
-                found = [path for path in found if not path.resolve().is_relative_to(left_out)]
-            if not found:
-                raise DocumentError(f"no {', '.join(SUFFIXES)} file in {given}")
-            files += found
-        elif not given.exists():
+        if not given.exists():
             raise DocumentError(f"no such file or folder: {given}")
-        elif kind_of(given) is None:
-            raise DocumentError(f"cannot read {given}: wanted one of {', '.join(SUFFIXES)}")
-        else:
+        if not given.is_dir():
             files.append(given)
+            continue
+        found = [path for path in given.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES)]
+        if exclude is not None:
+            left_out = Path(exclude).resolve()
+            found = [path for path in found if not path.resolve().is_relative_to(left_out)]
+        if not found:
+            raise DocumentError(f"no {', '.join(SUFFIXES)} file in {given}")
+        files += sorted(found)
     return files
 
 
@@ -112,7 +113,7 @@ def cut(path: Path, unit_bytes: int) -> list[Span]:
 
 def read_documents(span: Span, text_field: str) -> Iterator[Document]:
     """The documents of a span in order."""
-    kind = span.kind or kind_of(span.path)
+    kind = kind_of(span.path)
     try:
         if kind == ".txt":
             yield _text_document(span)

@@ -124,7 +124,7 @@ def plan_preset(name: str, tokenizer: dict[str, Any], given: str | Path | None =
     files = [_plain_file(name, source, given) for source in preset.sources]
     units: list[list[Span]] = []
     for split, (number, start, stop) in preset.parts.items():
-        whole = Span(str(files[number]), start, stop or files[number].stat().st_size, split, kind=".txt")
+        whole = Span(str(files[number]), start, stop or files[number].stat().st_size, split)
         units += [[span] for span in cut_document(whole)]
     settings = PackSettings(tokenizer=tokenizer, check_documents=False, end_documents=False)
     return Plan(units, settings, {"preset": name, "credit": preset.credit})
