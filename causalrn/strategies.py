@@ -39,7 +39,9 @@ class SequenceParallelStrategy(DDPStrategy):
             )
         super().setup(trainer)
         # A group of its own: its exchanges must not queue between the gradients' all-reduces.
-        self.split.enter_context(sequence_parallel(dist.new_group()))
+        group = dist.new_group()
+        assert isinstance(group, dist.ProcessGroup)
+        self.split.enter_context(sequence_parallel(group))
 
     def teardown(self) -> None:
         self.split.close()

@@ -1,6 +1,5 @@
 """One decoding step of the quadratic relation as a PyTorch operator: one query per row against a pool of keys."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -81,12 +80,7 @@ def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
 
 @step_op.register_kernel("cuda")
 def step_op_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
-    if q.numel() == 0 or q.dtype is torch.float64 or find_spec("triton") is None:
-        return blocked(q, pool, lengths, *settings)
-    # Importing the package must not need Triton.
-    from causalrn.ops import quadratic_step_triton
-
-    return quadratic_step_triton.forward(q, pool, lengths, *settings)
+    return blocked(q, pool, lengths, *settings)
 
 
 @step_op.register_fake
