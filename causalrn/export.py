@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from causalrn.checkpoint import save_network
+from causalrn.checkpoint import load_network, save_network
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.huggingface.folder import read_folder, write_folder
+from causalrn.linear_step import INPUTS, OUTPUTS, write_step
 from causalrn.models import LanguageModel
 from causalrn.models.official import MODELS, describe_official, from_official
 
@@ -25,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_huggingface(verbs)
     add_import_huggingface(verbs)
+    add_step(verbs)
     add_import_official(verbs)
     return parser
 
@@ -58,6 +60,19 @@ def import_huggingface(options: argparse.Namespace) -> None:
     output = options.output or options.folder.with_name(f"{options.folder.name}.ckpt")
     network = read_folder(options.folder, output)
     print(f"{output}: {describe_size(network)}")
+
+
+def add_step(verbs: Any) -> None:
+    parser = verbs.add_parser("step", help="one decoding step of the linear CausalRN -> ONNX or torch.export")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a model of linear relation mixers")
+    parser.add_argument("--output", type=Path, required=True, help="file to make, .onnx or .pt2")
+    parser.set_defaults(run=export_step)
+
+
+def export_step(options: argparse.Namespace) -> None:
+    network = load_network(options.checkpoint)
+    write_step(network, options.output)
+    print(f"{options.output}: {describe_size(network)}; {', '.join(INPUTS)} -> {', '.join(OUTPUTS)}")
 
 
 def describe_size(network: LanguageModel) -> str:
