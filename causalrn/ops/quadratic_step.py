@@ -1,5 +1,6 @@
 """One decoding step of the quadratic relation as a PyTorch operator: one query per row against a pool of keys."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from causalrn.ops.reference import ACTIVATIONS, Activation, Norm, normalise
 
 # Elements (B, positions, H, D) that the PyTorch path forms at a time.
 BLOCK_ELEMENTS = 2**20
+# All channels of a position have to fit into the registers of a Triton program.
+MAX_TRITON_CHANNELS = 8192
 
 
 def relation_quadratic_step(
@@ -80,7 +83,13 @@ def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
 
 @step_op.register_kernel("cuda")
 def step_op_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> Tensor:
-    return blocked(q, pool, lengths, *settings)
+    wide = torch.float64 in (q.dtype, pool.dtype)
+    if q.numel() == 0 or wide or q.shape[2] > MAX_TRITON_CHANNELS or find_spec("triton") is None:
+        return blocked(q, pool, lengths, *settings)
+    # Importing the package must not need Triton.
+    from causalrn.ops import quadratic_step_triton
+
+    return quadratic_step_triton.forward(q, pool, lengths, *settings)
 
 
 @step_op.register_fake
