@@ -51,6 +51,11 @@ class StreamDataModule(lightning.LightningDataModule):
         """Called in the training process with what was read for each batch, before it becomes a batch."""
 
     def train_dataloader(self) -> StreamLoader:
+        if self.trainer is not None and self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(
+                f"overfit_batches is {self.trainer.overfit_batches}: training reads an endless stream and never sees "  # pyright: ignore[reportAttributeAccessIssue]
+                "a batch again within an epoch; prepare a small corpus instead"
+            )
         return StreamLoader(
             self.train_samples(),
             self.position,

@@ -68,6 +68,7 @@ def run(settings: dict[str, Any], module: type[Recorder] = Recorder) -> None:
         limit_val_batches=1,
         num_sanity_val_steps=0,
         limit_train_batches=settings.get("limit_train_batches"),
+        overfit_batches=settings.get("overfit_batches", 0),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

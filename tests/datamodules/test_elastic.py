@@ -165,6 +165,22 @@ class TestOneRank:
         run(settings(numbered_shards, tmp_path / "on", 10, limit_train_batches=4, resume=checkpoint))
         assert micro_steps(tmp_path / "on") == micro_steps(tmp_path / "whole")[6:]
 
+    def test_another_batch_size_goes_on_at_the_same_sample(
+        self, tmp_path: Path, numbered_shards: Path
+    ) -> None:
+        run(settings(numbered_shards, tmp_path / "whole", 10))
+        checkpoint = str(tmp_path / "whole" / "step=4.ckpt")
+        run(settings(numbered_shards, tmp_path / "on", 10, batch_size=2, accumulate=2, resume=checkpoint))
+        samples = list(itertools.chain(*micro_steps(tmp_path / "whole")))
+        continued = list(itertools.chain(*micro_steps(tmp_path / "on")))
+        # An epoch that ends within an accumulation gives its last step one batch less, as always with Lightning.
+        assert len(continued) > 5 * BATCH
+        assert continued == samples[4 * BATCH :][: len(continued)]
+
+    def test_overfitting_on_an_endless_stream_is_refused(self, tmp_path: Path, numbered_shards: Path) -> None:
+        with pytest.raises(ValueError, match="overfit_batches is 2: training reads an endless stream"):
+            run(settings(numbered_shards, tmp_path / "run", 4, overfit_batches=2))
+
     def test_a_batch_whose_step_failed_comes_again(self, tmp_path: Path, numbered_shards: Path) -> None:
         run(settings(numbered_shards, tmp_path / "whole", 8))
         rescued = tmp_path / "rescued.ckpt"

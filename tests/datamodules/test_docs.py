@@ -1,0 +1,30 @@
+"""The page on data says what the code does: hashes, presets, commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+from datamodules.prepare import build_parser
+from datamodules.presets import NAMES
+from datamodules.strings import evaluation_sha256
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+
+
+def test_hashes_of_the_evaluation_sets() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| `(\w+)` \|$", PAGE, re.MULTILINE)
+    assert [int(length) for length, _, _ in rows] == [16, 32, 64, 128, 256]
+    for length, val, test in rows:
+        assert evaluation_sha256("val", int(length), 26, 256) == val
+        assert evaluation_sha256("test", int(length), 26, 256) == test
+
+
+def test_presets_are_listed() -> None:
+    assert set(re.findall(r"^\| `([\w-]+)`", PAGE, re.MULTILINE)) == set(NAMES)
+
+
+def test_commands_parse() -> None:
+    lines = re.findall(r"^python -m datamodules.prepare (.*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        build_parser().parse_args(shlex.split(line))
