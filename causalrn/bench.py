@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from causalrn import bench_data, bench_decode, bench_linear, bench_quadratic, bench_relation, bench_step
+from causalrn.allocator import keep_freed_memory
 from causalrn.benchmarking import describe_machine, file_record, plot_panels
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
@@ -15,6 +16,8 @@ FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
 def main(arguments: list[str] | None = None) -> None:
     """Runs a benchmark and prints its record as one JSON line last."""
     options = parse(arguments)
+    # As causalrn.fit does, for every contender alike.
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.benchmark == "relation":

@@ -5,6 +5,7 @@ import time
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from causalrn.allocator import keep_freed_memory
 from causalrn.callbacks.run_folder import draw_curves, write_json
 from causalrn.checkpoint import check_same_network
 from causalrn.cli import CausalRNCLI, run_command
@@ -13,6 +14,7 @@ from causalrn.tables import print_results
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
+    keep_freed_memory()
     cli = CausalRNCLI(args)
     if cli.checkpoint is not None and cli.checkpoint.is_file():
         check_same_network(cli.checkpoint, cli.model.network)

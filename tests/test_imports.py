@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The commands, one file per thing one runs, may use everything; every file not listed here is one of them.
 LAYERS = [
-    {"ops", "benchmarking", "memory"},
+    {"ops", "allocator", "benchmarking", "memory"},
     {"models"},
     {"metrics", "checkpoint", "decoding", "loggers", "tables"},
     {"lit_module", "callbacks", "strategies"},

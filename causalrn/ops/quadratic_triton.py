@@ -172,6 +172,9 @@ def _relation_kernel(
     span = window_span(window, head, HAS_WINDOW)
     pair_slope = tl.load(slope + head) if HAS_SLOPE else 0.0
     pair_gain = tl.full((1, 1, 1), 1.0, tl.float32)
+    if HAS_GAIN and not OWN_IS_QUERY:
+        # Loaded anew for each tile of queries: a variable keeps its shape through a loop.
+        pair_gain = tl.full((TILE, 1, 1), 1.0, tl.float32)
     if HAS_GAIN and OWN_IS_QUERY:
         pair_gain = tl.load(gain + own_index * heads + head, mask=own_index < own_length, other=0.0)
     gain_grad = tl.zeros((1, SUBROWS, LANES), tl.float32)

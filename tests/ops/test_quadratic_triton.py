@@ -23,6 +23,7 @@ TOLERANCE = 2e-6
 
 @starts_interpreter
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_under_the_interpreter() -> None:
     assert_passes_interpreted(__file__)
 
