@@ -16,8 +16,6 @@ FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
 def main(arguments: list[str] | None = None) -> None:
     """Runs a benchmark and prints its record as one JSON line last."""
     options = parse(arguments)
-    # As causalrn.fit does, for every contender alike.
-    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.benchmark == "relation":
@@ -73,4 +71,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # As causalrn.fit does, for every contender alike.
+    keep_freed_memory()
     main()

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from causalrn.models import LanguageModel, build, describe
-from causalrn.sharded import is_sharded, read_sharded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
@@ -17,20 +16,14 @@ PREFIX = "network."
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint's plain content: `network` (its description), `state_dict`, and what training added.
 
-    Args:
-        path: a file, or the folder of a sharded checkpoint (FSDP, DeepSpeed), which is put together in memory.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is truncated, or was not written by this project.
     """
-    if not Path(path).is_file() and not is_sharded(path):
+    if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     try:
-        if is_sharded(path):
-            checkpoint = read_sharded(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from error

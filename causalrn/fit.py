@@ -14,7 +14,6 @@ from causalrn.tables import print_results
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
-    keep_freed_memory()
     cli = CausalRNCLI(args)
     if cli.checkpoint is not None and cli.checkpoint.is_file():
         check_same_network(cli.checkpoint, cli.model.network)
@@ -46,4 +45,6 @@ def finish(cli: CausalRNCLI, start: float) -> None:
 
 
 if __name__ == "__main__":
+    # A setting of the whole process: not for a caller of main.
+    keep_freed_memory()
     run_command(main)
