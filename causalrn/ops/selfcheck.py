@@ -114,7 +114,8 @@ def take_step_by_definition(q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor
 
 
 def other_checks() -> Iterator[Check]:
-    for norm in ("layer", "rms"):
+    norms: tuple[definitions.Norm, ...] = ("layer", "rms")
+    for norm in norms:
         yield Check(
             f"normalise ({norm})",
             lambda x, norm=norm: (normalise(x, norm, EPS),),
