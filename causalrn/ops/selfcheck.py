@@ -113,15 +113,18 @@ def take_step_by_definition(q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor
     return y[:, 0], state.total
 
 
+def check_normalise(norm: definitions.Norm) -> Check:
+    return Check(
+        f"normalise ({norm})",
+        lambda x: (normalise(x, norm, EPS),),
+        lambda x: (definitions.normalise(x, norm, EPS),),
+        (3 * torch.randn(4, 9, 100) + 1,),
+    )
+
+
 def other_checks() -> Iterator[Check]:
-    norms: tuple[definitions.Norm, ...] = ("layer", "rms")
-    for norm in norms:
-        yield Check(
-            f"normalise ({norm})",
-            lambda x, norm=norm: (normalise(x, norm, EPS),),
-            lambda x, norm=norm: (definitions.normalise(x, norm, EPS),),
-            (3 * torch.randn(4, 9, 100) + 1,),
-        )
+    yield check_normalise("layer")
+    yield check_normalise("rms")
     for channels in (48, 192):
         yield Check(
             f"relation_quadratic_step ({channels})",
