@@ -313,6 +313,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Runs the kernel; gives its result and the gain's gradient, both channel-major."""
     packed, mean = own
+    gain, window, slope = (x if x is None else x.contiguous() for x in (gain, window, slope))
     groups, padded_channels, own_padded = packed.shape
     n_own = lengths[goal == "dk"]
     result = torch.zeros_like(packed)

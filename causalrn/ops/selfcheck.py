@@ -185,15 +185,19 @@ def main() -> int:
         for dtype, limit in LIMITS.items():
             torch.manual_seed(0)
             for check in (*quadratic_checks(), *linear_checks(), *other_checks()):
-                error = error_of(check, device, dtype)
-                # NaN compares as a failure.
-                passed = error <= limit
-                failures += not passed
                 label = f"{device} {str(dtype).removeprefix('torch.')} {check.name}"
-                print(
-                    f"{'ok  ' if passed else 'FAIL'} {label}: error {error:.1e}, limit {limit:.1e}",
-                    flush=True,
-                )
+                try:
+                    error = error_of(check, device, dtype)
+                    # NaN compares as a failure.
+                    passed, outcome = error <= limit, f"error {error:.1e}, limit {limit:.1e}"
+                except Exception as failure:
+                    # A kernel that does not compile or launch here is a finding like any other.
+                    passed, outcome = (
+                        False,
+                        f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}",
+                    )
+                failures += not passed
+                print(f"{'ok  ' if passed else 'FAIL'} {label}: {outcome}", flush=True)
     print(f"{failures} checks failed" if failures else "all checks passed")
     return 1 if failures else 0
 
