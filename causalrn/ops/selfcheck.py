@@ -190,8 +190,8 @@ def main() -> int:
                     error = error_of(check, device, dtype)
                     # NaN compares as a failure.
                     passed, outcome = error <= limit, f"error {error:.1e}, limit {limit:.1e}"
-                except Exception as failure:
-                    # A kernel that does not compile or launch here is a finding like any other.
+                # A kernel that does not compile or launch here is a finding like any other.
+                except Exception as failure:  # noqa: BLE001
                     passed, outcome = (
                         False,
                         f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}",
