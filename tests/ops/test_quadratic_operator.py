@@ -95,7 +95,8 @@ def test_only_the_inputs_are_kept_for_backward() -> None:
 
 
 MEASURE_PEAK = """
-import resource, sys, torch
+import sys, torch
+from causalrn.benchmarking import status_bytes
 from causalrn.ops import quadratic, relation_quadratic
 if sys.argv[1] == "tiled":
     quadratic.quadratic_native.available = lambda q: False
@@ -103,9 +104,10 @@ length, channels = int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(2)
 def step(length):
     q, k = (torch.randn(1, length, 1, channels, requires_grad=True) for _ in range(2))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    before = status_bytes("VmHWM")
     relation_quadratic(q, k, eps=1e-5).sum().backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return status_bytes("VmHWM") - before
 step(8)
 print(step(length))
 """

@@ -6,21 +6,22 @@
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
-// Each gives its value and its derivative at z = x * scale / kScale.
+// Each gives its value, and a factor times its derivative, at z = x * scale / kScale.
 struct BoundedExp {
     static constexpr float kScale = kExpScale;
     CAUSALRN_INLINE vec value(vec x, vec scale) { return exp_steps(x, scale); }
-    CAUSALRN_INLINE vec derivative(vec x, vec scale) { return exp_steps(x, scale); }
+    // The factor goes into the coefficients of the polynomial.
+    CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) { return exp_steps(x, scale, factor); }
 };
 struct Exp {
     static constexpr float kScale = 1;
     CAUSALRN_INLINE vec value(vec x, vec scale) { return exp(x * scale); }
-    CAUSALRN_INLINE vec derivative(vec x, vec scale) { return exp(x * scale); }
+    CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) { return factor * exp(x * scale); }
 };
 struct Relu {
     static constexpr float kScale = 1;
     CAUSALRN_INLINE vec value(vec x, vec scale) { return select(x * scale < 0.0f, vec{}, x * scale); }
-    CAUSALRN_INLINE vec derivative(vec x, vec scale) { return select(x * scale > 0.0f, broadcast(1), vec{}); }
+    CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) { return select(x * scale > 0.0f, factor, vec{}); }
 };
 struct Elu {
     static constexpr float kScale = 1;
@@ -28,9 +29,9 @@ struct Elu {
         vec z = x * scale;
         return select(z > 0.0f, z, exp(z) - 1.0f);
     }
-    CAUSALRN_INLINE vec derivative(vec x, vec scale) {
+    CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) {
         vec z = x * scale;
-        return select(z > 0.0f, broadcast(1), exp(z));
+        return factor * select(z > 0.0f, broadcast(1), exp(z));
     }
 };
 struct Gelu {
@@ -47,9 +48,9 @@ struct Gelu {
         return select(z < 0.0f, tail, 1.0f - tail);
     }
     CAUSALRN_INLINE vec value(vec x, vec scale) { return x * scale * distribution(x * scale); }
-    CAUSALRN_INLINE vec derivative(vec x, vec scale) {
+    CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) {
         vec z = x * scale;
-        return distribution(z) + z * 0.39894228f * exp(-0.5f * z * z);
+        return factor * (distribution(z) + z * 0.39894228f * exp(-0.5f * z * z));
     }
 };
 

@@ -210,7 +210,7 @@ static Gate gate_row_of(const Layout& l, const LinearArguments& a, const Element
             ivec exponent = (ivec)s & 0x7f800000;
             vec mantissa = s * (vec)(0x7f000000 - exponent);
             vec rest = x * scale - (shifted - magic);
-            vec result = power_of_steps(shifted, exponent - lowered) * (power_of_rest(rest) * mantissa);
+            vec result = power_of_steps(shifted, exponent - lowered) * (power_of_rest(rest, broadcast(1)) * mantissa);
             ivec octave = ((ivec)shifted >> kOctaveShift) + ((ivec)s >> 23);
             // 2^-100 of the greatest element adds nothing to the row's sums; the padding is lower still.
             result = select(octave < top - 100, vec{}, result);

@@ -127,40 +127,39 @@ struct Pairs {
     uint32_t cancelled;
 };
 
-// squares[n][p] = |q_n + k_p|^2 for the queries of a block and `keys` keys, rounded up to groups of 4 keys and 2 queries:
-// each loaded row then serves several pairs. Both blocks are readable to their full size.
+// products[n][p] = q_n . k_p for the queries of a block and `keys` keys, rounded up to groups of 4: each loaded row then
+// serves several pairs. Both blocks are readable to their full size.
 template <int kQueries, int kBlock>
-static void sums_of_squares(const float* q, int queries, const float* k, int64_t stride, int keys,
-                            float (*squares)[kBlock]) {
+static void inner_products(const float* q, int queries, const float* k, int64_t stride, int keys,
+                           float (*products)[kBlock]) {
     for (int p = 0; p < keys; p += 4) {
-        const float* row = k + p * stride;
-        for (int n = 0; n < queries; n += 2) {
-            vec total[2][4] = {};
+        for (int n = 0; n < queries; n += 4) {
+            vec total[4][4] = {};
             for (int64_t d = 0; d < stride; d += kWidth) {
-                vec first = load(q + n * stride + d), second = load(q + (n + 1) * stride + d);
-                for (int key = 0; key < 4; ++key) {
-                    vec value = load(row + key * stride + d);
-                    total[0][key] += (first + value) * (first + value);
-                    total[1][key] += (second + value) * (second + value);
+                vec row[4];
+                for (int key = 0; key < 4; ++key) row[key] = load(k + (p + key) * stride + d);
+                for (int query = 0; query < 4; ++query) {
+                    vec value = load(q + (n + query) * stride + d);
+                    for (int key = 0; key < 4; ++key) total[query][key] += value * row[key];
                 }
             }
-            sum_four(total[0], squares[n] + p);
-            sum_four(total[1], squares[n + 1] + p);
+            for (int query = 0; query < 4; ++query) sum_four(total[query], products[n + query] + p);
         }
     }
 }
 
-// Where q + k is this much shorter than q and k themselves (squared), the rounding of the packed rows shows.
+// Where q + k is this much shorter than q and k themselves (squared), the rounding of what it is formed from shows.
 constexpr float kCancelled = 0.25f;
 
-CAUSALRN_INLINE void normalise(const QuadraticArguments& a, float squares, float* std, float* inverse) {
-    *std = __builtin_sqrtf(squares * (1.0f / float(a.channels)));
+template <class Number>
+CAUSALRN_INLINE void normalise(const QuadraticArguments& a, Number squares, Number* std, Number* inverse) {
+    *std = square_root(squares * (1.0f / float(a.channels)));
     *inverse = 1.0f / (*std + a.eps);
 }
 
-// Statistics of a query's pairs with the keys from `begin` on, of which [from, to) are in reach, given |q + k|^2.
+// Statistics of a query's pairs with the keys from `begin` on, of which [from, to) are in reach, given q . k.
 template <int kBlock>
-static void form_pairs(const QuadraticArguments& a, const Query& query, const Keys& keys, const float* squares,
+static void form_pairs(const QuadraticArguments& a, const Query& query, const Keys& keys, const float* products,
                        int64_t begin, int from, int to, Pairs<kBlock>& pairs) {
     pairs.cancelled = 0;
     if (a.slope) {
@@ -169,6 +168,8 @@ static void form_pairs(const QuadraticArguments& a, const Query& query, const Ke
             pairs.weight[p] = -a.slope[keys.head] * float(distance < 0 ? -distance : distance);
         }
         for (int p = 0; p < kBlock; p += kWidth) store(pairs.weight + p, exp(load(pairs.weight + p)));
+    } else {
+        for (int p = 0; p < kBlock; ++p) pairs.weight[p] = 1;
     }
     if (a.norm == kNone) {
         for (int p = 0; p < kBlock; ++p) {
@@ -177,17 +178,22 @@ static void form_pairs(const QuadraticArguments& a, const Query& query, const Ke
         }
         return;
     }
-    for (int p = 0; p < kBlock; ++p) normalise(a, squares[p], pairs.std + p, pairs.inverse + p);
-    // Without centring, q + k has been rounded once only.
-    if (a.norm != kLayer) return;
-    // A NaN counts as cancelled.
+    const vec limit = broadcast(kCancelled), own = broadcast(query.row.squares);
+    alignas(64) int32_t cancelled[kBlock];
     int any = 0;
-    for (int p = 0; p < kBlock; ++p) any |= !(squares[p] >= kCancelled * (query.row.squares + keys.squares[begin + p]));
-    if (!any) return;
-    for (int p = from; p < to; ++p) {
-        bool cancelled = !(squares[p] >= kCancelled * (query.row.squares + keys.squares[begin + p]));
-        pairs.cancelled |= uint32_t(cancelled) << p;
+    for (int p = 0; p < kBlock; p += kWidth) {
+        vec longest = own + loadu(keys.squares + begin + p);
+        vec squares = longest + 2.0f * load(products + p), std, inverse;
+        normalise(a, max(squares, vec{}), &std, &inverse);
+        store(pairs.std + p, std);
+        store(pairs.inverse + p, inverse);
+        // A NaN counts as cancelled.
+        ivec mask = ~(squares >= limit * longest);
+        any |= any_of(mask);
+        memcpy(cancelled + p, &mask, sizeof mask);
     }
+    if (!any) return;
+    for (int p = from; p < to; ++p) pairs.cancelled |= uint32_t(cancelled[p] != 0) << p;
 }
 
 // Forms x of one pair to full precision, from the tensors and the means in double, with its statistics.

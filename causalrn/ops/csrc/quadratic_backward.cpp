@@ -13,22 +13,20 @@ constexpr int kKeyBlock = 16;
 // A tile of pairs that share their loaded rows: two queries with four keys.
 constexpr int kTileQueries = 2;
 constexpr int kTileKeys = 4;
+// Keys whose sums stand in registers together.
+constexpr int kKeyTile = 8;
 
 // Scratch memory of one thread.
 struct Workspace {
-    float *q, *grad, *dq, *dk, *exact, *zero, *w;
+    float *q, *grad, *dq, *exact, *zero;
 
-    static int64_t size(int64_t stride) {
-        return (3 * kQueryBlock + kKeyBlock + 2 + kTileQueries * kTileKeys) * stride;
-    }
+    static int64_t size(int64_t stride) { return (3 * kQueryBlock + 2) * stride; }
     Workspace(float* memory, int64_t stride)
         : q(memory),
           grad(q + kQueryBlock * stride),
           dq(grad + kQueryBlock * stride),
-          dk(dq + kQueryBlock * stride),
-          exact(dk + kKeyBlock * stride),
-          zero(exact + stride),
-          w(zero + stride) {}
+          exact(dq + kQueryBlock * stride),
+          zero(exact + stride) {}
 };
 
 // Rows of one query of a tile, and statistics of its pairs.
@@ -37,64 +35,105 @@ struct TileQuery {
     float* dq;
     float gain;
     const float *std, *inverse, *weight;
+    // Receives `radial` of each pair.
+    float* radial;
+    double* dgain;
 };
 
-// Adds the gradients of kQueries x kKeys pairs to dq and dk, and to dgain per query.
-template <class Act, bool kWeighted, int kQueries, int kKeys>
-CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery* query, const float* k,
-                              float* dk, float* w, double* dgain) {
-    vec products[kQueries][kTileKeys] = {}, scale[kQueries][kKeys], weight[kQueries][kKeys];
+// Adds what does not point along x to the gradients of kQueries x kKeys pairs, and to dgain; forms `radial`.
+template <class Act, bool kGained, int kQueries, int kKeys>
+CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery* query, const float* k, float* dk) {
+    vec products[kQueries][kTileKeys] = {}, scale[kQueries][kKeys], factor[kQueries][kKeys];
     for (int n = 0; n < kQueries; ++n) {
         for (int p = 0; p < kKeys; ++p) {
             scale[n][p] = broadcast(Act::kScale * query[n].gain * query[n].inverse[p]);
-            weight[n][p] = broadcast(query[n].weight[p]);
+            factor[n][p] = broadcast(query[n].inverse[p] * query[n].weight[p]);
         }
     }
     for (int64_t d = 0; d < stride; d += kWidth) {
+        vec dq[kQueries];
+        for (int n = 0; n < kQueries; ++n) dq[n] = load(query[n].dq + d);
         for (int p = 0; p < kKeys; ++p) {
-            vec row = load(k + p * stride + d);
+            vec row = load(k + p * stride + d), total = load(dk + p * stride + d);
             for (int n = 0; n < kQueries; ++n) {
                 vec x = load(query[n].q + d) + row;
-                vec value = load(query[n].grad + d) * Act::derivative(x, scale[n][p]);
-                if (kWeighted) value *= weight[n][p];
-                store(w + (n * kKeys + p) * stride + d, value);
+                vec value = load(query[n].grad + d) * Act::scaled_derivative(x, scale[n][p], factor[n][p]);
                 products[n][p] += value * x;
+                if (kGained) value *= broadcast(query[n].gain);
+                dq[n] += value;
+                total += value;
             }
+            store(dk + p * stride + d, total);
         }
+        for (int n = 0; n < kQueries; ++n) store(query[n].dq + d, dq[n]);
     }
-    vec along[kQueries][kKeys], radial[kQueries][kKeys];
     for (int n = 0; n < kQueries; ++n) {
         float sums[4];
         sum_four(products[n], sums);
         for (int p = 0; p < kKeys; ++p) {
-            const float product = query[n].inverse[p] * sums[p], factor = query[n].gain * query[n].inverse[p];
-            dgain[n] += product;
-            along[n][p] = broadcast(factor);
+            *query[n].dgain += sums[p];
             // Where x = 0 the norm is x / eps, without a second term.
-            radial[n][p] = broadcast(query[n].std[p] > 0 ? factor * product * per_channel / query[n].std[p] : 0);
+            query[n].radial[p] =
+                query[n].std[p] > 0 ? query[n].gain * query[n].inverse[p] * sums[p] * per_channel / query[n].std[p] : 0;
         }
     }
+}
+
+// y -= factor * x for a row.
+CAUSALRN_INLINE void subtract_row(float factor, const float* x, int64_t stride, float* y) {
+    for (int64_t d = 0; d < stride; d += kWidth) store(y + d, load(y + d) - factor * load(x + d));
+}
+
+// The part of the gradients along x = q + k, radial_np for query n and key p, as two matrix products:
+//     dq_n -= sum_p radial_np (q_n + k_p),   dk_p -= sum_n radial_np (q_n + k_p).
+// Pairs that have been left out of it hold 0.
+static void subtract_radial(const float (*radial)[kKeyBlock], int queries, int keys, const float* q, const float* k,
+                            int64_t stride, float* dq, float* dk) {
+    float of_query[kQueryBlock];
+    alignas(64) float of_key[kKeyBlock] = {};
+    for (int n = 0; n < queries; ++n) {
+        vec row = {};
+        for (int p = 0; p < kKeyBlock; p += kWidth) {
+            row += load(radial[n] + p);
+            store(of_key + p, load(of_key + p) + load(radial[n] + p));
+        }
+        of_query[n] = sum(row);
+    }
     for (int64_t d = 0; d < stride; d += kWidth) {
-        vec q[kQueries], dq[kQueries];
-        for (int n = 0; n < kQueries; ++n) {
-            q[n] = load(query[n].q + d);
-            dq[n] = vec{};
+        vec total[kQueryBlock] = {};
+        for (int p = 0; p < keys; ++p) {
+            vec row = load(k + p * stride + d);
+#pragma GCC unroll 8
+            for (int n = 0; n < kQueryBlock; ++n) total[n] += broadcast(radial[n][p]) * row;
         }
-        for (int p = 0; p < kKeys; ++p) {
-            vec row = load(k + p * stride + d), total = load(dk + p * stride + d);
-            for (int n = 0; n < kQueries; ++n) {
-                vec dx = along[n][p] * load(w + (n * kKeys + p) * stride + d) - radial[n][p] * (q[n] + row);
-                dq[n] += dx;
-                total += dx;
+        for (int n = 0; n < queries; ++n) {
+            float* const row = dq + n * stride + d;
+            store(row, load(row) - total[n] - broadcast(of_query[n]) * load(q + n * stride + d));
+        }
+    }
+    for (int first = 0; first < keys; first += kKeyTile) {
+        for (int64_t d = 0; d < stride; d += kWidth) {
+            vec total[kKeyTile];
+#pragma GCC unroll 16
+            for (int p = 0; p < kKeyTile; ++p) {
+                total[p] = broadcast(of_key[first + p]) * load(k + (first + p) * stride + d);
             }
-            store(dk + p * stride + d, total);
+            for (int n = 0; n < queries; ++n) {
+                vec row = load(q + n * stride + d);
+#pragma GCC unroll 16
+                for (int p = 0; p < kKeyTile; ++p) total[p] += broadcast(radial[n][first + p]) * row;
+            }
+            // No further than the last key.
+            for (int p = 0; p < min(kKeyTile, keys - first); ++p) {
+                float* const row = dk + (first + p) * stride + d;
+                store(row, load(row) - total[p]);
+            }
         }
-        for (int n = 0; n < kQueries; ++n) store(query[n].dq + d, load(query[n].dq + d) + dq[n]);
     }
 }
 
 // One block of queries of a batch entry and head, first query `first`; adds to dk of that entry and head.
-template <class Act, bool kWeighted>
+template <class Act, bool kGained>
 static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_t first, const Workspace& work, float* dk) {
     const int64_t stride = keys.stride;
     const int rows = int(min(int64_t(kQueryBlock), a.queries - first));
@@ -115,51 +154,61 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
         pack_row(a.grad, query_offset(a, keys.batch, keys.head, first + n), a.channels, a.bf16, false, grad);
         for (int64_t d = 0; d < stride; d += kWidth) store(grad + d, load(grad + d) * factor);
     }
-    alignas(64) float squares[kQueryBlock][kKeyBlock] = {};
+    alignas(64) float products[kQueryBlock][kKeyBlock] = {}, radial[kQueryBlock][kKeyBlock];
     Pairs<kKeyBlock> pairs[kQueryBlock] = {};
     int from[kQueryBlock], to[kQueryBlock];
     for (int64_t block = begin; block < end; block += kKeyBlock) {
         const int count = int(min(int64_t(kKeyBlock), end - block));
         const float* const k = keys.values + block * stride;
-        if (a.norm != kNone) sums_of_squares<kQueryBlock, kKeyBlock>(work.q, rows, k, stride, count, squares);
+        float* const block_dk = dk + block * stride;
+        if (a.norm != kNone) inner_products<kQueryBlock, kKeyBlock>(work.q, rows, k, stride, count, products);
         for (int n = 0; n < rows; ++n) {
             from[n] = int(min(int64_t(count), max(int64_t(0), reach[n].begin - block)));
             to[n] = int(max(int64_t(0), min(int64_t(count), reach[n].end - block)));
-            form_pairs<kKeyBlock>(a, query[n], keys, squares[n], block, from[n], to[n], pairs[n]);
+            form_pairs<kKeyBlock>(a, query[n], keys, products[n], block, from[n], to[n], pairs[n]);
         }
-        memset(work.dk, 0, sizeof(float) * kKeyBlock * stride);
+        memset(radial, 0, sizeof radial);
 
         auto tile_query = [&](int n, int p) {
             return TileQuery{work.q + n * stride, work.grad + n * stride, work.dq + n * stride, query[n].gain,
-                             pairs[n].std + p, pairs[n].inverse + p, pairs[n].weight + p};
+                             pairs[n].std + p, pairs[n].inverse + p, pairs[n].weight + p, radial[n] + p, dgain + n};
         };
         auto fills_tile = [&](int n, int p) {
             return n < rows && from[n] <= p && p + kTileKeys <= to[n] && !(pairs[n].cancelled >> p & ((1u << kTileKeys) - 1));
         };
         auto add_one = [&](int n, int p) {
             TileQuery tile = tile_query(n, p);
-            const float* row = k + p * stride;
-            if (pairs[n].cancelled >> p & 1u) {
-                exact_pair(a, query[n], keys, block + p, work.exact, pairs[n].std + p, pairs[n].inverse + p);
-                tile.q = work.zero;
-                row = work.exact;
+            if (!(pairs[n].cancelled >> p & 1u)) {
+                add_tile<Act, kGained, 1, 1>(per_channel, stride, &tile, k + p * stride, block_dk + p * stride);
+                return;
             }
-            add_tile<Act, kWeighted, 1, 1>(per_channel, stride, &tile, row, work.dk + p * stride, work.w, dgain + n);
+            // q and k nearly cancel, and so would their parts of radial x.
+            exact_pair(a, query[n], keys, block + p, work.exact, pairs[n].std + p, pairs[n].inverse + p);
+            tile.q = work.zero;
+            add_tile<Act, kGained, 1, 1>(per_channel, stride, &tile, work.exact, block_dk + p * stride);
+            subtract_row(radial[n][p], work.exact, stride, tile.dq);
+            subtract_row(radial[n][p], work.exact, stride, block_dk + p * stride);
+            radial[n][p] = 0;
         };
         for (int n = 0; n < rows; n += kTileQueries) {
             for (int p = 0; p < count; p += kTileKeys) {
                 const TileQuery tile[kTileQueries] = {tile_query(n, p), tile_query(n + 1, p)};
                 if (fills_tile(n, p) && fills_tile(n + 1, p)) {
-                    add_tile<Act, kWeighted, kTileQueries, kTileKeys>(per_channel, stride, tile, k + p * stride,
-                                                                      work.dk + p * stride, work.w, dgain + n);
+                    add_tile<Act, kGained, kTileQueries, kTileKeys>(per_channel, stride, tile, k + p * stride,
+                                                                    block_dk + p * stride);
                     continue;
                 }
-                for (int m = n; m < min(n + kTileQueries, rows); ++m)
+                for (int m = n; m < min(n + kTileQueries, rows); ++m) {
+                    if (fills_tile(m, p)) {
+                        add_tile<Act, kGained, 1, kTileKeys>(per_channel, stride, tile + (m - n), k + p * stride,
+                                                             block_dk + p * stride);
+                        continue;
+                    }
                     for (int one = max(p, from[m]); one < min(p + kTileKeys, to[m]); ++one) add_one(m, one);
+                }
             }
         }
-        for (int64_t n = 0; n < count * stride; n += kWidth)
-            store(dk + block * stride + n, load(dk + block * stride + n) + load(work.dk + n));
+        if (a.norm != kNone) subtract_radial(radial, rows, count, work.q, k, stride, work.dq, block_dk);
     }
     for (int n = 0; n < rows; ++n) {
         const float* dq = work.dq + n * stride;
@@ -193,7 +242,7 @@ static void cut_shares(const QuadraticArguments& a, int64_t blocks, Share* share
     }
 }
 
-template <class Act, bool kWeighted>
+template <class Act, bool kGained>
 static int backward(const QuadraticArguments& a) {
     PackedKeys packed(a);
     const int64_t stride = packed.stride, groups = a.batch * a.heads, group_size = a.keys * stride;
@@ -219,7 +268,7 @@ static int backward(const QuadraticArguments& a) {
                 if (split >= 0 && share.begin < share.end) memset(own, 0, sizeof(float) * group_size);
                 for (int64_t item = share.begin; item < share.end; ++item) {
                     int64_t group = item / blocks;
-                    backward_block<Act, kWeighted>(a, packed.group(a, group), item % blocks * kQueryBlock, work,
+                    backward_block<Act, kGained>(a, packed.group(a, group), item % blocks * kQueryBlock, work,
                                                    group == split ? own : dk + group * group_size);
                 }
             }
@@ -247,7 +296,7 @@ static int backward(const QuadraticArguments& a) {
 CAUSALRN_EXPORT(int, quadratic_backward)(const QuadraticArguments* arguments) {
     const QuadraticArguments& a = *arguments;
     return with_activation(
-        a, [&](auto act) { return a.slope ? backward<decltype(act), true>(a) : backward<decltype(act), false>(a); });
+        a, [&](auto act) { return a.gain ? backward<decltype(act), true>(a) : backward<decltype(act), false>(a); });
 }
 
 }  // namespace CAUSALRN_ISA

@@ -7,29 +7,33 @@ namespace CAUSALRN_ISA {
 constexpr int kQueryBlock = 8;
 constexpr int kKeyBlock = 32;
 
-// total += sum over `count` keys of weight * act(scale * (q + k)).
+// total += sum over `count` keys of weight * act(scale * (q + k)), for kVectors vectors of channels.
+template <class Act, bool kWeighted, int kVectors>
+CAUSALRN_INLINE void add_channels(const float* q, const float* k, const float* scale, const float* weight, int count,
+                                  int64_t stride, float* total) {
+    vec query[kVectors], partial[kVectors] = {};
+    for (int v = 0; v < kVectors; ++v) query[v] = load(q + v * kWidth);
+#pragma GCC unroll 2
+    for (int p = 0; p < count; ++p) {
+        const vec factor = broadcast(scale[p]);
+        for (int v = 0; v < kVectors; ++v) {
+            vec value = Act::value(query[v] + load(k + p * stride + v * kWidth), factor);
+            if (kWeighted) value *= broadcast(weight[p]);
+            partial[v] += value;
+        }
+    }
+    // A sum of its own per block: long rows would lose digits in one running sum.
+    for (int v = 0; v < kVectors; ++v) store(total + v * kWidth, load(total + v * kWidth) + partial[v]);
+}
+
+// The same for all channels.
 template <class Act, bool kWeighted>
 static void add_pairs(const float* q, const float* k, const float* scale, const float* weight, int count, int64_t stride,
                       float* total) {
-    for (int64_t d = 0; d < stride; d += kWidth) {
-        vec query = load(q + d);
-        // A sum of its own per block: long rows would lose digits in one running sum.
-        vec partial = {};
-        const float* key = k + d;
-        auto add = [&](int p) __attribute__((always_inline)) {
-            vec value = Act::value(query + load(key), broadcast(scale[p]));
-            if (kWeighted) value *= broadcast(weight[p]);
-            partial += value;
-            key += stride;
-        };
-        if (count == kKeyBlock) {
-#pragma GCC unroll 4
-            for (int p = 0; p < kKeyBlock; ++p) add(p);
-        } else {
-            for (int p = 0; p < count; ++p) add(p);
-        }
-        store(total + d, load(total + d) + partial);
-    }
+    int64_t d = 0;
+    for (; d + 2 * kWidth <= stride; d += 2 * kWidth)
+        add_channels<Act, kWeighted, 2>(q + d, k + d, scale, weight, count, stride, total + d);
+    if (d < stride) add_channels<Act, kWeighted, 1>(q + d, k + d, scale, weight, count, stride, total + d);
 }
 
 // One block of queries of a batch entry and head, first query `first`.
@@ -53,17 +57,17 @@ static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t
         begin = min(begin, reach[n].begin);
         end = max(end, reach[n].end);
     }
-    alignas(64) float squares[kQueryBlock][kKeyBlock] = {};
+    alignas(64) float products[kQueryBlock][kKeyBlock] = {};
     Pairs<kKeyBlock> pairs = {};
     for (int64_t block = begin; block < end; block += kKeyBlock) {
         const float* const k = keys.values + block * stride;
         if (a.norm != kNone)
-            sums_of_squares<kQueryBlock, kKeyBlock>(q, rows, k, stride, int(min(int64_t(kKeyBlock), end - block)), squares);
+            inner_products<kQueryBlock, kKeyBlock>(q, rows, k, stride, int(min(int64_t(kKeyBlock), end - block)), products);
         for (int n = 0; n < rows; ++n) {
             const int from = int(max(int64_t(0), reach[n].begin - block));
             const int to = int(min(int64_t(kKeyBlock), reach[n].end - block));
             if (from >= to) continue;
-            form_pairs<kKeyBlock>(a, query[n], keys, squares[n], block, from, to, pairs);
+            form_pairs<kKeyBlock>(a, query[n], keys, products[n], block, from, to, pairs);
             float* const total = totals + n * stride;
             const float factor = Act::kScale * query[n].gain;
             alignas(64) float scale[kKeyBlock];

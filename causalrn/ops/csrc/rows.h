@@ -91,21 +91,32 @@ struct Row {
 
 // Copies a row into scratch memory, less its mean if it is to be centred.
 CAUSALRN_STATIC Row pack_row(const void* tensor, int64_t offset, int64_t channels, bool bf16, bool centre, float* values) {
-    const int64_t stride = padded(channels), whole = channels / kWidth * kWidth;
-    for (int64_t d = 0; d < whole; d += kWidth) store(values + d, load_row(tensor, offset + d, kWidth, bf16));
-    if (whole < channels) store(values + whole, load_row(tensor, offset + whole, int(channels - whole), bf16));
+    const int64_t stride = padded(channels);
     double mean = 0;
-    if (centre) {
-        dvec total = {};
-        for (int64_t d = 0; d < stride; d += kWidth / 2) total += widen(values + d);
-        for (int lane = 0; lane < kWidth / 2; ++lane) mean += total[lane];
-        mean /= double(channels);
-        for (int64_t d = 0; d < stride; d += kWidth / 2) narrow(values + d, widen(values + d) - mean);
-        for (int64_t d = channels; d < stride; ++d) values[d] = 0;
+    // Sums of their own: one running sum would wait for itself.
+    dvec lower = {}, upper = {};
+    for (int64_t d = 0; d < stride; d += kWidth) {
+        store(values + d, load_row(tensor, offset + d, int(min(int64_t(kWidth), channels - d)), bf16));
+        if (!centre) continue;
+        lower += widen(values + d);
+        upper += widen(values + d + kWidth / 2);
     }
-    vec squares = {};
-    for (int64_t d = 0; d < stride; d += kWidth) squares += load(values + d) * load(values + d);
-    return {mean, sum(squares)};
+    if (centre) {
+        lower += upper;
+        for (int lane = 0; lane < kWidth / 2; ++lane) mean += lower[lane];
+        mean /= double(channels);
+    }
+    // The mean as a sum of two floats: what is left of x is as precise as if taken in double.
+    const float rounded = float(mean);
+    const vec high = broadcast(rounded), low = broadcast(float(mean - double(rounded)));
+    vec squares[2] = {};
+    for (int64_t d = 0; d < stride; d += kWidth) {
+        vec value = load(values + d) - high - low;
+        if (d + kWidth > channels) value = select_first(value, int(channels - d));
+        store(values + d, value);
+        squares[d / kWidth % 2] += value * value;
+    }
+    return {mean, sum(squares[0] + squares[1])};
 }
 
 }  // namespace CAUSALRN_ISA

@@ -103,6 +103,26 @@ CAUSALRN_INLINE void sum_four(const vec* x, float* sums) {
 #endif
 }
 
+CAUSALRN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+CAUSALRN_INLINE vec square_root(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_sqrt_ps((__m512)x);
+#else
+    for (int lane = 0; lane < kWidth; ++lane) x[lane] = square_root(x[lane]);
+    return x;
+#endif
+}
+
+CAUSALRN_INLINE bool any_of(ivec mask) {
+#if defined(__AVX512DQ__)
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#else
+    int32_t any = 0;
+    for (int lane = 0; lane < kWidth; ++lane) any |= mask[lane];
+    return any != 0;
+#endif
+}
+
 CAUSALRN_INLINE float max_of(vec x) {
     float best = x[0];
     for (int lane = 1; lane < kWidth; ++lane) best = x[lane] > best ? x[lane] : best;
@@ -146,6 +166,12 @@ CAUSALRN_INLINE void store_part(float* p, vec x, int count) {
     for (int lane = 0; lane < count; ++lane) p[lane] = lanes[lane];
 }
 
+// The first `count` lanes of x, and 0 in the others.
+CAUSALRN_INLINE vec select_first(vec x, int count) {
+    for (int lane = 0; lane < kWidth; ++lane) x[lane] = lane < count ? x[lane] : 0;
+    return x;
+}
+
 constexpr float kLog2e = 1.44269504088896341f;
 // exp(x) = exp_steps(x, broadcast(kExpScale)); a factor on x can be folded into the scale.
 constexpr float kExpScale = kSteps * kLog2e;
@@ -185,27 +211,29 @@ CAUSALRN_INLINE vec power_of_steps(vec shifted, ivec exponent) {
     return (vec)(lookup_step((ivec)shifted) + ((ivec)shifted << kStepShift) + exponent);
 }
 
-// 2^(rest / kSteps) for |rest| <= 1/2: minimax polynomials, relative error below 6e-8, 2e-8, 2e-9.
-CAUSALRN_INLINE vec power_of_rest(vec rest) {
+// factor * 2^(rest / kSteps) for |rest| <= 1/2: minimax polynomials, relative error below 6e-8, 2e-8, 2e-9.
+CAUSALRN_INLINE vec power_of_rest(vec rest, vec factor) {
 #if defined(__AVX512F__)
-    return (0.00023459448129869998f * rest + 0.021661167964339256f) * rest + 1.0f;
+    return (0.00023459448129869998f * factor * rest + 0.021661167964339256f * factor) * rest + factor;
 #elif defined(__AVX2__)
-    return ((0.00010839628521353006f * rest + 0.003754126140847802f) * rest + 0.08664339780807495f) * rest + 1.0f;
+    vec poly = 0.00010839628521353006f * factor * rest + 0.003754126140847802f * factor;
+    return (poly * rest + 0.08664339780807495f * factor) * rest + factor;
 #else
     vec poly = (0.00015345800784416497f * rest + 0.0013399944873526692f) * rest + 0.009618489071726799f;
     poly = ((poly * rest + 0.05550328642129898f) * rest + 0.24022646248340607f) * rest + 0.6931471824645996f;
-    return poly * rest + 1.0f;
+    return (poly * rest + 1.0f) * factor;
 #endif
 }
 
-// exp(x * scale / kExpScale) for results that are normal floats: |argument| < 87, or NaN. Relative error < 1.2e-7
+// factor * exp(x * scale / kExpScale) for results that are normal floats: |argument| < 87, or NaN. Relative error < 1.2e-7
 // beside the rounding of x * scale. The product comes last, so that `sum += exp_steps(...)` is one FMA.
-CAUSALRN_INLINE vec exp_steps(vec x, vec scale) {
+CAUSALRN_INLINE vec exp_steps(vec x, vec scale, vec factor) {
     const vec magic = broadcast(kRoundToInt);
     vec shifted = x * scale + magic;
     vec rest = x * scale - (shifted - magic);
-    return power_of_steps(shifted, ivec{}) * power_of_rest(rest);
+    return power_of_steps(shifted, ivec{}) * power_of_rest(rest, factor);
 }
+CAUSALRN_INLINE vec exp_steps(vec x, vec scale) { return exp_steps(x, scale, broadcast(1)); }
 
 // exp(x) for every float: 0 below -87.33 (where expf would be subnormal), infinity above 88.72, NaN for NaN.
 CAUSALRN_INLINE vec exp(vec x) {
