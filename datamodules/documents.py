@@ -5,18 +5,21 @@ import gzip
 import json
 import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.compressed import open_compressed
-from datamodules.errors import DocumentError, optional_module
+from datamodules.errors import DocumentError
+from datamodules.parquet import open_parquet, parquet_texts
 
 # A document longer than one piece is read piece by piece, so that memory does not grow with it.
 PIECE_BYTES = 1 << 20
 # JSON and parquet hand over a document at once; one above this would break the promise on memory.
 MAX_RECORD_BYTES = 1 << 25
+_TAR_BLOCK_BYTES = 512
 
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")
 _RECORDS = (*_JSONL, ".parquet", ".tar")
@@ -40,13 +43,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Document:
-    """UTF-8 bytes under a name for messages; `pieces` can be called again to read from the beginning."""
+    """UTF-8 bytes under a name for messages; `pieces` can be called again to read from the beginning.
+
+    `problem` says why there is no text where its place in the file holds none.
+    """
 
     name: str
     pieces: Callable[[], Iterator[bytes]]
+    problem: str | None = None
 
     def check(self) -> str | None:
         """What is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
+        if self.problem is not None:
+            return self.problem
         decoder = codecs.getincrementaldecoder("utf-8")()
         read = start = 0
         try:
@@ -103,7 +112,7 @@ def cut(path: Path, unit_bytes: int) -> list[Span]:
     if kind == ".jsonl":
         return [Span(str(path), start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
     if kind == ".parquet":
-        groups = _parquet_file(str(path)).num_row_groups
+        groups = open_parquet(str(path)).num_row_groups
         per_span = max(1, groups * unit_bytes // max(size, 1))
         return [Span(str(path), g, min(g + per_span, groups)) for g in range(0, groups, per_span)]
     if not size:
@@ -112,7 +121,11 @@ def cut(path: Path, unit_bytes: int) -> list[Span]:
 
 
 def read_documents(span: Span, text_field: str) -> Iterator[Document]:
-    """The documents of a span in order."""
+    """The documents of a span in order.
+
+    Raises:
+        DocumentError: if the file is damaged or cut short, so that what it held cannot be told.
+    """
     kind = kind_of(span.path)
     try:
         if kind == ".txt":
@@ -120,10 +133,11 @@ def read_documents(span: Span, text_field: str) -> Iterator[Document]:
         elif kind in _JSONL:
             yield from _jsonl_documents(span, text_field)
         elif kind == ".parquet":
-            yield from _parquet_documents(span, text_field)
+            for name, text in parquet_texts(span.path, span.start, span.stop or 0, text_field):
+                yield _record_document(name, {text_field: text}, text_field)
         else:
             yield from _tar_documents(span, text_field)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, tarfile.TarError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise DocumentError(f"cannot read {span.path}: {error}") from None
 
 
@@ -141,14 +155,30 @@ def _text_document(span: Span) -> Document:
 
 def _record_document(name: str, record: Any, text_field: str) -> Document:
     text = record.get(text_field) if isinstance(record, dict) else None
+    if isinstance(text, bytes):
+        return _whole(name, text)
     if not isinstance(text, str):
-        raise DocumentError(f"{name}: wanted an object with a text under {text_field!r}")
+        return _problem(name, f"wanted an object with a text under {text_field!r}")
     # A lone surrogate, which JSON can hold, becomes bytes that the check reports as invalid UTF-8.
     return _whole(name, text.encode("utf-8", "surrogatepass"))
 
 
+def _json_document(name: str, content: bytes, text_field: str) -> Document:
+    try:
+        return _record_document(name, json.loads(content), text_field)
+    except UnicodeDecodeError:
+        # The check reports where it is invalid.
+        return _whole(name, content)
+    except (ValueError, RecursionError) as error:
+        return _problem(name, f"not JSON: {error}")
+
+
 def _whole(name: str, content: bytes) -> Document:
     return Document(name, lambda: iter((content,)))
+
+
+def _problem(name: str, problem: str) -> Document:
+    return Document(name, lambda: iter(()), problem)
 
 
 def _jsonl_documents(span: Span, text_field: str) -> Iterator[Document]:
@@ -158,58 +188,29 @@ def _jsonl_documents(span: Span, text_field: str) -> Iterator[Document]:
             # A line belongs to the span in which it starts, so the rest of the line before is passed over. The byte
             # before tells whether there is one.
             file.seek(span.start - 1)
-            position -= 1
-            while rest := file.readline(PIECE_BYTES):
-                position += len(rest)
-                if rest.endswith(b"\n"):
-                    break
+            position += _pass_over_line(file) - 1
         while span.stop is None or position < span.stop:
             line = file.readline(MAX_RECORD_BYTES)
             if not line:
                 return
             name = f"{span.path}, line at byte {position}"
-            if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
-                raise DocumentError(
-                    f"{name}: a JSON line above {MAX_RECORD_BYTES >> 20} MiB; put so long a document in a .txt file"
-                )
             position += len(line)
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except UnicodeDecodeError:
-                # The check reports where the line is invalid, or it is skipped where the user chose so.
-                yield _whole(name, line)
-                continue
-            except ValueError as error:
-                raise DocumentError(f"{name}: not JSON: {error}") from None
-            yield _record_document(name, record, text_field)
+            if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                position += _pass_over_line(file)
+                limit = f"a JSON line above {MAX_RECORD_BYTES >> 20} MiB"
+                yield _problem(name, f"{limit}; put so long a document in a .txt file")
+            elif line.strip():
+                yield _json_document(name, line, text_field)
 
 
-def _parquet_file(path: str) -> Any:
-    library = optional_module("pyarrow.parquet", path)
-    try:
-        return library.ParquetFile(path)
-    except (ValueError, OSError) as error:
-        raise DocumentError(f"cannot read {path}: {error}") from None
-
-
-def _parquet_documents(span: Span, text_field: str) -> Iterator[Document]:
-    file = _parquet_file(span.path)
-    if text_field not in file.schema_arrow.names:
-        raise DocumentError(
-            f"{span.path}: no column {text_field!r}, only {', '.join(file.schema_arrow.names)}"
-        )
-    row = 0
-    # Small batches bound the memory, whatever the size of a row group.
-    for batch in file.iter_batches(
-        batch_size=256, row_groups=list(range(span.start, span.stop or 0)), columns=[text_field]
-    ):
-        for text in batch.column(0).to_pylist():
-            yield _record_document(
-                f"{span.path}, row group {span.start} and row {row}", {text_field: text}, text_field
-            )
-            row += 1
+def _pass_over_line(file: Any) -> int:
+    """Reads to the end of the line, in bounded memory; returns the number of bytes."""
+    passed = 0
+    while rest := file.readline(PIECE_BYTES):
+        passed += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return passed
 
 
 def _tar_documents(span: Span, text_field: str) -> Iterator[Document]:
@@ -225,15 +226,24 @@ def _tar_documents(span: Span, text_field: str) -> Iterator[Document]:
             elif member.isfile() and member.name.endswith((".json", ".jsonl")):
                 found = True
                 if member.size > MAX_RECORD_BYTES:
-                    raise DocumentError(f"{name}: a JSON member above {MAX_RECORD_BYTES >> 20} MiB")
-                content = b"".join(_tar_pieces(span.path, member)())
-                try:
-                    record = json.loads(content)
-                except ValueError as error:
-                    raise DocumentError(f"{name}: not JSON: {error}") from None
-                yield _record_document(name, record, text_field)
+                    yield _problem(name, f"a JSON member above {MAX_RECORD_BYTES >> 20} MiB")
+                else:
+                    yield _json_document(name, b"".join(_tar_pieces(span.path, member)()), text_field)
+        _check_end(span.path, tar.offset)
         if not found:
             raise DocumentError(f"{span.path}: no .txt or .json member to take text from")
+
+
+def _check_end(path: str, offset: int) -> None:
+    """Raises a ReadError unless an archive ends where reading stopped: tarfile takes damage between members for it."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(_TAR_BLOCK_BYTES)
+    if block != bytes(_TAR_BLOCK_BYTES):
+        what = (
+            "a damaged header" if len(block) == _TAR_BLOCK_BYTES else "the end of a file that was cut short"
+        )
+        raise tarfile.ReadError(f"{what} at byte {offset}")
 
 
 def _tar_pieces(path: str, member: tarfile.TarInfo) -> Callable[[], Iterator[bytes]]:

@@ -30,7 +30,8 @@ class PackSettings:
         val_fraction, test_fraction: share of the documents in the two held-out splits.
         seed: chooses which documents those are.
         text_field: the JSON key or parquet column that holds the text.
-        on_bad_document: "raise", or "skip" to leave out and count documents of invalid UTF-8 or with NUL bytes.
+        on_bad_document: "raise", or "skip" to leave out and count documents of invalid UTF-8 or with NUL bytes, and
+            records that hold no text.
         check_documents: False for a corpus whose exact bytes are the standard, whatever they are.
         end_documents: whether the end-of-document token follows each document.
         shard_tokens: tokens after which a new shard begins.
@@ -184,7 +185,7 @@ def record_path(folder: Path, unit: int) -> Path:
 
 
 def _left_out(document: Document, settings: PackSettings, record: UnitRecord) -> bool:
-    problem = document.check() if settings.check_documents else None
+    problem = document.check() if settings.check_documents else document.problem
     if problem is None:
         return False
     if settings.on_bad_document == "raise":

@@ -94,7 +94,9 @@ def plan_texts(plan: Plan, splits: Sequence[str]) -> Iterator[str]:
         for span in spans:
             for document in read_documents(span, plan.settings.text_field):
                 if (span.split or assign_split(document, plan.settings)) in splits and (
-                    not plan.settings.check_documents or document.check() is None
+                    document.problem is None
+                    if not plan.settings.check_documents
+                    else document.check() is None
                 ):
                     yield from decode_pieces(document.pieces())
 

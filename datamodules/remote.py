@@ -3,81 +3,29 @@
 import hashlib
 import http.client
 import io
-import os
 import random
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset import filters
-from webdataset.gopen import Pipe, gopen
 from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import split_by_worker
 from webdataset.tariterators import tar_file_expander
 
 from datamodules.downloads import cache_folder
+from datamodules.remote_files import download, fetch, join_url, open_url
 from datamodules.shards import MANIFEST, Manifest, Shard, ShardError
 from datamodules.stream import Batch, Rank, as_it_is, ignore_signals, iterate, widen
 from datamodules.text import TextDataModule
 
-_TIMEOUT_SECONDS = 60
 # Blocks that a worker shuffles among: those of 64 members and more, so of several shards' worth of documents.
 _SHUFFLE_BLOCKS = 4096
-
-
-def join_url(base: str, name: str) -> str:
-    """The address of a file below a base; a base with `{}` is a template, as in `pipe:aws s3 cp s3://b/{} -`."""
-    return base.replace("{}", name) if "{}" in base else f"{base.rstrip('/')}/{name}"
-
-
-def open_url(url: str) -> IO[bytes] | Pipe:
-    """A stream of http(s) by Python itself, of s3 by the `aws` command, of anything else by webdataset.
-
-    Raises:
-        ShardError: if the address cannot be opened.
-    """
-    try:
-        if url.startswith(("http://", "https://")):
-            return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)
-        if url.startswith("s3://"):
-            url = f"pipe:aws s3 cp {url} -"
-        return gopen(url)
-    except (OSError, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise ShardError(f"cannot open {url}: {error}") from None
-
-
-def download(url: str, path: Path, sha256: str | None = None) -> None:
-    """Copies an address into a file, which appears whole or not at all.
-
-    Raises:
-        ShardError: if it cannot be read to its end, or its hash is another.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    try:
-        with open_url(url) as source, temporary.open("wb") as target:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                target.write(chunk)
-        if sha256 not in (None, digest.hexdigest()):
-            raise ShardError(
-                f"{url} is truncated or damaged: its sha256 is not the one that {MANIFEST} lists"
-            )
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ShardError(f"cannot read {url}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _EndlessShards(IterableDataset[dict[str, Any]]):
@@ -140,10 +88,7 @@ class RemoteBlocks:
                 with open_url(url) as stream:
                     yield {"url": shard.name, "stream": stream}
                 continue
-            path = self.cache / shard.name
-            if not path.exists():
-                download(url, path, shard.sha256)
-            with path.open("rb") as stream:
+            with fetch(url, self.cache, shard).open("rb") as stream:
                 yield {"url": shard.name, "stream": stream}
 
     def _members(self, source: Iterable[dict[str, Any]]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
@@ -155,17 +100,20 @@ class RemoteBlocks:
             # webdataset marks the end of a shard by an empty item.
             if not item:
                 if shard is not None and expected != len(shard.crc32):
-                    raise ShardError(
-                        f"shard {join_url(self.url, shard.name)} is truncated at member {expected}"
-                    )
+                    raise ShardError(f"shard {self._place(shard)} is truncated at member {expected}")
                 expected, shard = 0, None
                 continue
             shard = shards[item["__url__"]]
             tokens = np.load(io.BytesIO(item["data"]), allow_pickle=False)
             if expected >= len(shard.crc32) or zlib.crc32(tokens.data) != shard.crc32[expected]:
-                raise ShardError(f"shard {join_url(self.url, shard.name)} is damaged at member {expected}")
+                raise ShardError(f"shard {self._place(shard)} is damaged at member {expected}")
             yield expected, tokens
             expected += 1
+
+    def _place(self, shard: Shard) -> str:
+        """Where a shard was read from, for messages: a damaged copy must be found to be deleted."""
+        url = join_url(self.url, shard.name)
+        return url if self.cache is None else f"{self.cache / shard.name} (copy of {url})"
 
     def _blocks(self, source: Iterable[tuple[int, npt.NDArray[Any]]]) -> Iterator[npt.NDArray[Any]]:
         size = self.context_length
@@ -268,8 +216,7 @@ class RemoteTextDataModule(TextDataModule):
         manifest = Manifest.load(folder)
         for split in ("val", "test"):
             for shard in manifest.splits[split].shards:
-                if not (folder / shard.name).exists():
-                    download(join_url(self.shards_url, shard.name), folder / shard.name, shard.sha256)
+                fetch(join_url(self.shards_url, shard.name), folder, shard)
 
     def train_dataloader(self) -> RemoteLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
         rank = self._rank()
@@ -281,6 +228,12 @@ class RemoteTextDataModule(TextDataModule):
         return RemoteLoader(
             blocks, self.batch_size // rank.world_size, self.batches_per_epoch(), self.num_workers
         )
+
+    def baselines(self) -> dict[str, float]:
+        """Nothing unless every training shard lies in the cache folder by now: they are not fetched for it."""
+        shards = self.manifest.splits["train"].shards
+        here = all((Path(self.shards_dir) / shard.name).exists() for shard in shards)
+        return super().baselines() if here else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.identity(), "resumes": self.resumes}

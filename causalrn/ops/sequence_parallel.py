@@ -82,11 +82,12 @@ def mean_over_sequence(total: Float[Tensor, ""], count: Tensor) -> Float[Tensor,
     ranks. DDP, which averages gradients over ranks, then forms the gradient of the mean over all positions,
     even where one rank holds more targets than another, or none.
     """
+    # A batch of nothing but unreadable samples has no target: it must teach nothing, and not be 0 / 0.
     if _active is None:
-        return total / count
+        return total / count.clamp(min=1)
     count = count.to(total.dtype, copy=True)
     dist.all_reduce(count, group=_active.group)
-    return total * (_active.ranks / count)
+    return total * (_active.ranks / count.clamp(min=1))
 
 
 # A collective has no place in a compiled graph: torch.compile breaks the graph here.

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from datamodules import documents
+from datamodules import documents, parquet
 from datamodules.documents import Document, Span, cut, find_files, read_documents
 from datamodules.errors import DocumentError
 
@@ -27,12 +27,39 @@ def jsonl(texts: list[str] = TEXTS, field: str = "text") -> bytes:
     return b"".join(json.dumps({"n": 1, field: text}).encode() + b"\n" for text in texts)
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
+def tar_of(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def parquet_of(texts: list, **options) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": texts}),
+        file,
+        compression="NONE",
+        use_dictionary=False,
+        write_page_checksum=True,
+        write_statistics=False,
+        **options,
+    )
+    return file.getvalue()
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[place] ^= 0xFF
+    return bytes(damaged)
+
+
+def problems(path: Path) -> list[str | None]:
+    spans = cut(path, 1 << 20)
+    return [document.check() for span in spans for document in read_documents(span, "text")]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +106,8 @@ def test_parquet_in_row_groups(tmp_path: Path) -> None:
 
 def test_webdataset_shards(tmp_path: Path) -> None:
     path = tmp_path / "corpus.tar"
-    write_tar(path, {"a.txt": b"one", "a.cls": b"7", "b.json": b'{"text": "two"}', "c.txt": b"three"})
+    members = {"a.txt": b"one", "a.cls": b"7", "b.json": b'{"text": "two"}', "c.txt": b"three"}
+    path.write_bytes(tar_of(members))
     assert read(cut(path, 1)) == ["one", "two", "three"]
 
 
@@ -129,16 +157,21 @@ def test_folders_are_searched_but_not_the_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", b'{"text": "a"}\nnot json\n', "x.jsonl, line at byte 14: not JSON"),
-        ("x.jsonl", b'{"body": "a"}\n', "x.jsonl, line at byte 0: wanted an object with a text under 'text'"),
-        ("x.jsonl", b'["a"]\n', "wanted an object with a text under 'text'"),
         ("x.jsonl.gz", b"not gzip", "cannot read .*x.jsonl.gz: Not a gzipped file"),
         ("x.jsonl.gz", gzip.compress(jsonl())[:-12], "cannot read .*x.jsonl.gz"),
+        # A bit flipped where the first block's kind stands.
+        ("x.jsonl.gz", flipped(gzip.compress(jsonl()), 10), "cannot read .*x.jsonl.gz"),
+        ("x.jsonl.gz", flipped(gzip.compress(jsonl()), -6), "cannot read .*x.jsonl.gz: CRC check failed"),
         ("x.jsonl.xz", lzma.compress(jsonl())[:-12], "cannot read .*x.jsonl.xz"),
         ("x.jsonl.zst", b"not zstandard", "cannot read .*x.jsonl.zst"),
         ("x.jsonl.zst", zstandard.ZstdCompressor().compress(jsonl())[:-12], "cannot read .*x.jsonl.zst"),
         ("x.tar", b"not a tar" * 100, "cannot read .*x.tar"),
+        ("x.tar", tar_of({"a.txt": b"a", "b.txt": b"b"})[:1536], "x.tar: unexpected end of data"),
+        ("x.tar", tar_of({"a.txt": b"a", "b.txt": b"b"})[:1024], "x.tar: the end of a file .* at byte 1024"),
+        ("x.tar", flipped(tar_of({"a.txt": b"a", "b.txt": b"b"}), 1030), "a damaged header at byte 1024"),
         ("x.parquet", b"not parquet", "cannot read .*x.parquet"),
+        ("x.parquet", parquet_of(["a" * 1000])[:-50], "cannot read .*x.parquet"),
+        ("x.parquet", flipped(parquet_of(["a" * 1000]), 300), "cannot read .*x.parquet after row 0: .*CRC"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -150,7 +183,7 @@ def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content:
 
 
 def test_a_tar_without_text_is_named(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", {"a.npy": b"1"})
+    (tmp_path / "x.tar").write_bytes(tar_of({"a.npy": b"1"}))
     with pytest.raises(DocumentError, match=r"x\.tar: no \.txt or \.json member"):
         read([Span(str(tmp_path / "x.tar"))])
 
@@ -161,11 +194,75 @@ def test_a_parquet_file_without_the_column_is_named(tmp_path: Path) -> None:
         read(cut(tmp_path / "x.parquet", 1))
 
 
-def test_a_json_line_that_would_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1000)
-    (tmp_path / "x.jsonl").write_bytes(jsonl(["a", "b" * 2000]))
-    with pytest.raises(DocumentError, match=r"x\.jsonl, line at byte 22: a JSON line above"):
-        read(cut(tmp_path / "x.jsonl", 1 << 20))
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b"not json\n", "not JSON: Expecting value: line 1 column 1 (char 0)"),
+        (b'{"body": "a"}\n', "wanted an object with a text under 'text'"),
+        (b'["a"]\n', "wanted an object with a text under 'text'"),
+        (b"[" * 100_000 + b"\n", "not JSON: maximum recursion depth exceeded"),
+        (b'{"text": "\xff"}\n', "invalid UTF-8 at byte 10: invalid start byte"),
+    ],
+)
+def test_a_bad_line_is_told_and_the_next_ones_are_read(tmp_path: Path, line: bytes, problem: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(jsonl(["a"]) + line + jsonl(["b"]))
+    first, bad, last = problems(path)
+    assert first is last is None
+    assert bad is not None
+    assert bad.startswith(problem)
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_of({"a.json": jsonl(["a"]), "bad.json": line, "b.json": jsonl(["b"])}))
+    assert [each and each.partition(":")[0] for each in problems(path)] == [None, bad.partition(":")[0], None]
+
+
+def test_a_record_that_would_not_fit_is_told_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "PIECE_BYTES", 1000)
+    long = "b" * (1 << 21)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(jsonl(["a", long, "c"]))
+    problem = "a JSON line above 1 MiB; put so long a document in a .txt file"
+    assert problems(path) == [None, problem, None]
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_of({"a.json": jsonl([long]), "b.txt": b"b"}))
+    assert problems(path) == ["a JSON member above 1 MiB", None]
+
+
+def test_a_bad_row_is_told_and_the_next_ones_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    texts = pyarrow.array([b"first", b"secon\xff", b"third", None], type=pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts.view(pyarrow.string())}), path)
+    assert problems(path) == [
+        None,
+        "invalid UTF-8 at byte 5: invalid start byte",
+        None,
+        "wanted an object with a text under 'text'",
+    ]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_every_kind_of_text_column(tmp_path: Path, kind: pyarrow.DataType, dictionary: bool) -> None:
+    column = pyarrow.array(["ä", "b", "ä"]).cast(kind)
+    table = pyarrow.table({"text": column.dictionary_encode() if dictionary else column})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert read(cut(tmp_path / "x.parquet", 1 << 20)) == ["ä", "b", "ä"]
+
+
+def test_rows_of_parquet_are_bounded_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    texts = [str(number) * 100 for number in range(100)]
+    path.write_bytes(parquet_of(texts))
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 1000)
+    assert read(cut(path, 1 << 20)) == texts
+    monkeypatch.setattr(parquet, "_MAX_PAGE_BYTES", 10_000)
+    with pytest.raises(DocumentError, match=r"x\.parquet: rows of .* a row_group_size of 5., or as \.jsonl"):
+        read(cut(path, 1 << 20))
+    path.write_bytes(parquet_of(texts, row_group_size=45))
+    assert read(cut(path, 1 << 20)) == texts
 
 
 @pytest.mark.parametrize(

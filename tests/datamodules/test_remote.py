@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.remote import RemoteBlocks, RemoteTextDataModule, download, join_url
+from datamodules.remote import RemoteBlocks, RemoteTextDataModule
+from datamodules.remote_files import download, join_url
 from datamodules.shards import Manifest, ShardError
 from datamodules.stream import Rank
 
@@ -124,3 +126,56 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="cannot open http://127.0.0.1:9/manifest.json"):
         download(url, tmp_path / "manifest.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_of_another_size_is_fetched_again_and_a_damaged_one_is_named(
+    tmp_path: Path, served: tuple[str, Path]
+) -> None:
+    folder = Path(remote(served[0], tmp_path / "cache", num_workers=0).shards_dir)
+    for split in ("val", "train"):
+        (folder / next(served[1].glob(f"{split}-*.tar")).name).write_bytes(b"of an older corpus")
+    data = remote(served[0], tmp_path / "cache", num_workers=0)
+    next(iter(data.train_dataloader()))
+    next(iter(data.val_dataloader()[0]))
+    copy = next(folder.glob("train-*.tar"))
+    content = bytearray(copy.read_bytes())
+    content[700] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(
+        ShardError, match=rf"{copy} \(copy of {served[0]}/{copy.name}\) is damaged at member 0"
+    ):
+        next(iter(data.train_dataloader()))
+
+
+def test_baselines_wait_for_the_training_shards(tmp_path: Path, served: tuple[str, Path]) -> None:
+    data = remote(served[0], tmp_path / "cache", num_workers=0)
+    assert data.baselines() == {}
+    next(iter(data.train_dataloader()))
+    assert set(data.baselines()) == {"unigram_entropy", "5-gram", "xz"}
+
+
+def test_a_server_that_falls_silent_is_named(
+    tmp_path: Path, served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = remote(served[0], tmp_path / "cache", num_workers=0, keep_train_shards=False)
+    shard = next(served[1].glob("train-*.tar")).name
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 10000\r\n\r\nbeginning")
+            ended.wait(30)
+            connection.close()
+
+        ended = threading.Event()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        data.shards_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr("datamodules.remote_files._TIMEOUT_SECONDS", 0.2)
+        try:
+            with pytest.raises(ShardError, match=f"{shard}: timed out"):
+                next(iter(data.train_dataloader()))
+        finally:
+            ended.set()
+            thread.join()

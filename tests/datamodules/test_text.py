@@ -275,3 +275,9 @@ def test_baselines_are_measured_on_what_is_validated(folder: Path) -> None:
     rare = 1 / 257
     expected = -rare * np.log2(rare) - (1 - rare) * np.log2(1 - rare)
     assert measured["unigram_entropy"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_damaged_shard_costs_the_baselines_and_not_the_run(folder: Path) -> None:
+    flip_a_token(shard_of(folder), folder)
+    with pytest.warns(UserWarning, match="no baselines: shard .* is damaged"):
+        assert data_of(folder).baselines() == {}

@@ -169,3 +169,5 @@ def test_one_process_has_the_whole_sequence() -> None:
     assert sequence_part(x) is x
     assert position_offset(5) == 0
     assert mean_over_sequence(torch.tensor(6.0), torch.tensor(4)) == 1.5
+    # A batch whose samples could all not be read.
+    assert mean_over_sequence(torch.tensor(0.0), torch.tensor(0)) == 0
