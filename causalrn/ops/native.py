@@ -49,10 +49,15 @@ def find_kernel(name: str) -> Callable[..., int] | None:
         RuntimeError: the library was built from an older source.
     """
     library = load_library()
-    if library is None:
-        return None
+    return None if library is None else find_variant(library, name, os.environ.get(ISA_VARIABLE))
+
+
+# Every decoding step asks for a few kernels per layer.
+@cache
+def find_variant(library: ctypes.CDLL, name: str, isa: str | None) -> Callable[..., int]:
+    """As `find_kernel`, for an instruction set that is named or, if None or "", the best one."""
     supported = supported_instruction_sets()
-    isa = os.environ.get(ISA_VARIABLE) or supported[-1]
+    isa = isa or supported[-1]
     if isa not in supported:
         raise ValueError(f"{ISA_VARIABLE}: got {isa!r}, wanted one of {', '.join(supported)}")
     try:

@@ -46,17 +46,16 @@ def stored_linear(
     """
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"stored_linear: got a weight of {weight.dtype}, wanted one of {WEIGHT_DTYPES}")
-    outputs = weight.shape[:1]
-    others = {"scale": scale, "bias": bias}
     if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"stored_linear: got x {tuple(x.shape)} and weight {tuple(weight.shape)}, wanted (..., I) and (O, I)"
         )
-    for name, tensor in others.items():
-        if tensor is not None and tensor.shape != outputs:
-            raise ValueError(f"stored_linear: got {name} {tuple(tensor.shape)}, wanted {tuple(outputs)}")
+    outputs = weight.shape[0]
+    for name, tensor in (("scale", scale), ("bias", bias)):
+        if tensor is not None and tensor.shape != (outputs,):
+            raise ValueError(f"stored_linear: got {name} {tuple(tensor.shape)}, wanted {(outputs,)}")
     y = torch.ops.causalrn.stored_linear(x.reshape(-1, x.shape[-1]), weight, scale, bias)
-    return y.view(*x.shape[:-1], len(weight))
+    return y.view(*x.shape[:-1], outputs)
 
 
 @torch.library.custom_op(
@@ -70,21 +69,25 @@ def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tens
 
 @stored_linear_op.register_kernel("cpu")
 def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    if not 0 < len(x) <= MAX_ROWS or x.dtype is not torch.float32 or native.load_library() is None:
+    (rows, inputs), outputs = x.shape, weight.shape[0]
+    kernel = native.find_kernel("stored_linear")
+    if kernel is None or not 0 < rows <= MAX_ROWS or x.dtype is not torch.float32:
         return widened(x, weight, scale, bias)
-    y = x.new_empty(len(x), len(weight))
-    tensors = {"x": x.contiguous(), "weight": weight.contiguous(), "scale": scale, "bias": bias, "y": y}
+    x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(rows, outputs)
+    # By position, in the order of the fields: names would cost a decoding step as much as a small product.
     arguments = Arguments(
-        rows=len(x),
-        inputs=x.shape[1],
-        outputs=len(weight),
-        type=WEIGHT_DTYPES.index(weight.dtype),
-        threads=min(torch.get_num_threads(), 1 + weight.nbytes // BYTES_PER_THREAD),
-        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
+        x.data_ptr(),
+        weight.data_ptr(),
+        None if scale is None else scale.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        rows,
+        inputs,
+        outputs,
+        WEIGHT_DTYPES.index(weight.dtype),
+        min(torch.get_num_threads(), 1 + weight.nbytes // BYTES_PER_THREAD),
     )
-    function = native.find_kernel("stored_linear")
-    assert function is not None
-    function(ctypes.byref(arguments))
+    kernel(ctypes.byref(arguments))
     return y
 
 
