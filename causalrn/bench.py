@@ -8,6 +8,7 @@ import torch
 
 from causalrn import bench_data, bench_decode, bench_linear, bench_quadratic, bench_relation, bench_step
 from causalrn.allocator import keep_freed_memory
+from causalrn.bench_targets import data_targets, decode_targets, print_targets
 from causalrn.benchmarking import describe_machine, file_record, plot_panels
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
@@ -26,11 +27,13 @@ def main(arguments: list[str] | None = None) -> None:
         title = f"relation, {options.form}, {options.dtype}, {shape}"
     elif options.benchmark == "decode":
         record, panels = bench_decode.run(options)
+        record["targets"] = decode_targets(record)
         device = torch.device("cpu")
         name = f"decode_C{options.d_model}_D{options.d_hidden}"
         title = f"decode, float32, C {options.d_model}, D {options.d_hidden}, {options.layers} layers"
     elif options.benchmark == "data":
         record, panels = bench_data.run(options), {}
+        record["targets"] = data_targets(record)
         device = torch.device("cpu")
         name = title = "data"
     else:
@@ -38,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         device = torch.device("cpu")
         name = title = f"step_{options.form}"
     record |= {"machine": describe_machine(device)}
+    print_targets(record.get("targets", {}))
     if options.output is not None:
         path = file_record(options.output, name, record)
         print(f"filed as {path}")

@@ -27,7 +27,8 @@ SMALL = [
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_every_figure_is_in_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench.main([*SMALL, "--folder", str(tmp_path)])
-    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    *_, last_target, line = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
     # Four times the training split of 2 MB.
     assert 7.9e6 < record["corpus_bytes"] <= 8e6
     for figure in (
@@ -41,6 +42,9 @@ def test_every_figure_is_in_the_last_line(tmp_path: Path, capsys: pytest.Capture
     assert record["ratio_to_memmap"] == pytest.approx(
         record["memmap_tokens_per_second"] / record["tokens_per_second"]
     )
+    assert last_target.startswith("target prepare_mb_per_second")
+    assert record["targets"]["million_tokens_per_second"]["value"] == record["tokens_per_second"] / 1e6
+    assert record["targets"]["times_slower_than_memmap"]["at_most"] == 2
     assert not list(tmp_path.iterdir())
 
 
