@@ -159,10 +159,13 @@ def check_memory(network: LanguageModel, rows: int, positions: int, pool_dtype: 
     weight = network.token_embedding.weight
     dtype = weight.dtype if pool_dtype is None else pool_dtype
     needed, left = rows * network.state_size(positions, dtype), available_bytes(weight.device)
-    if left is not None and needed > left:
+    # A row needs its logits too: with a state of constant size they are what many samples amount to.
+    logits = rows * network.vocab_size * torch.float32.itemsize
+    if left is not None and needed + logits > left:
         name = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"the decoding state of {rows} x {positions:,} positions takes {format_bytes(needed)} in {name}; "
+            f"the decoding state of {rows} x {positions:,} positions takes {format_bytes(needed)} in {name}, their "
+            f"logits {format_bytes(logits)}; "
             f"{format_bytes(left)} of memory are free: want fewer tokens, fewer samples or a smaller pool dtype"
         )
 

@@ -28,12 +28,13 @@ def main(args: list[str] | None = None) -> None:
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    device = choose_device(options.device)
     prompts = read_prompts(options)
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
     codec = NumberCodec(network.vocab_size) if options.ids else codec_of(checkpoint, network)
     network = store_weights(network, WEIGHT_DTYPES[options.weights])
-    network = network.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = network.to(device)
     if prompts:
         answer(network, codec, prompts, options)
     else:
@@ -106,6 +107,21 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     if not options.prompt and not sys.stdin.isatty():
         raise ValueError("no prompt; want --prompt TEXT, --prompt-file FILE, or a terminal to type at")
     return options.prompt or []
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one.
+
+    Raises:
+        ValueError: this machine or this PyTorch has no such device.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).partition(chr(10))[0]}") from None
+    return device
 
 
 def typed_prompts() -> Iterator[str]:

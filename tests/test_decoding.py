@@ -243,8 +243,9 @@ def test_a_pool_larger_than_memory_is_refused_with_its_size(
     quadratic: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = torch.zeros(1, 4, dtype=torch.int64)
-    needed = 1000 * quadratic.state_size(16)
+    # 11 logits a row.
+    needed = 1000 * (quadratic.state_size(16) + 4 * 11)
     monkeypatch.setattr(decoding, "available_bytes", lambda device: needed - 1)
-    with pytest.raises(ValueError, match=r"1000 x 16 positions takes 1.5 MB in float32; 1.5 MB of memory"):
+    with pytest.raises(ValueError, match=r"1000 x 16 .* 1.5 MB in float32, their logits 44.0 kB; 1.6 MB"):
         stream(quadratic, prompt, 13, samples=1000)
     generate(quadratic, prompt, 13, samples=1000, pool_dtype=torch.bfloat16)

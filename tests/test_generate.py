@@ -112,6 +112,7 @@ def test_copy_task_speaks_letters(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--prompt", "x", "--temperature", "-1"], "temperature"),
         (["--prompt", "x", "--samples", "1000000000"], "memory are free"),
         (["--prompt-file", "no-such-file"], "no-such-file"),
+        (["--prompt", "x", "--device", "bogus"], "--device bogus cannot be used: "),
         ([], "--prompt TEXT"),
     ],
     ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
@@ -132,6 +133,12 @@ def test_mistakes_get_one_line(
     assert line.startswith("error: ")
     assert wanted in line
     assert not captured.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_here_gets_one_line(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="--device cuda cannot be used: "):
+        generate.main(["--checkpoint", str(checkpoint), "--prompt", "x", "--device", "cuda"])
 
 
 def test_files_of_another_kind_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
