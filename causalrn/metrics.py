@@ -1,4 +1,4 @@
-"""Metrics of predicted tokens: copy accuracy as the paper defines it, exact match, character accuracy, loss, bits per byte."""
+"""Metrics of predicted tokens: copy accuracy as the paper defines it, exact match, first errors, loss, bits per byte."""
 
 import math
 
@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 IGNORE_INDEX = -100
 # Token id that ends an answer in the official copying protocol.
@@ -52,10 +53,11 @@ class CopyAccuracy(MeanOverCount):
 
     def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
         letters = answer_letters(targets)
-        share = ((predictions == targets) & letters).sum(1) / letters.sum(1)
+        counted = letters.any(1)
+        share = ((predictions == targets) & letters).sum(1) / letters.sum(1).clamp(min=1)
         last = (targets != IGNORE_INDEX) & ~letters
         misplaced = (last & (predictions != targets)).any(1) | (letters & (predictions == EOS)).any(1)
-        self.add(share.masked_fill(misplaced, 0.0).sum(), len(targets))
+        self.add(share.masked_fill(misplaced | ~counted, 0.0).sum(), counted.sum())
 
 
 class ExactMatch(MeanOverCount):
@@ -66,8 +68,10 @@ class ExactMatch(MeanOverCount):
     """
 
     def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
+        # A row without targets fills a rank's batch up and is no sequence.
+        counted = (targets != IGNORE_INDEX).any(1)
         right = (predictions == targets) | (targets == IGNORE_INDEX)
-        self.add(right.all(1).sum(), len(targets))
+        self.add((right.all(1) & counted).sum(), counted.sum())
 
 
 class MeanLoss(MeanOverCount):
@@ -88,8 +92,29 @@ class BitsPerByte(MeanOverCount):
         self.add(nats / math.log(2), n_bytes)
 
 
+class FirstError(Metric):
+    """Where answers go wrong: how many of its tokens each one had right before its first mistake."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("places", [], dist_reduce_fx="cat")
+        self.places: list[Tensor]
+
+    def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
+        answer = targets != IGNORE_INDEX
+        wrong = answer & (predictions != targets)
+        before = (answer.cumsum(1) - 1).gather(1, wrong.int().argmax(1, keepdim=True))[:, 0]
+        # Appended by every rank at every batch, so that no rank comes to the gathering without a state.
+        self.places.append(before.masked_fill(~wrong.any(1), -1))
+
+    def compute(self) -> Int[Tensor, " N"]:
+        """The places of first errors in ascending order; sequences without an error have none."""
+        places = dim_zero_cat(self.places)
+        return places[places >= 0].sort().values
+
+
 def answer_letters(targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """The answer's tokens except each sequence's last one, which is its EOS."""
-    answer = targets != IGNORE_INDEX
-    is_last = answer & (answer.flip(1).cumsum(1).flip(1) == 1)
-    return answer & ~is_last
+    """The answer's tokens without the EOS that closes it; a task of single answers has none."""
+    return (targets != IGNORE_INDEX) & (targets != EOS)

@@ -13,6 +13,7 @@ from causalrn.metrics import (
     CharacterAccuracy,
     CopyAccuracy,
     ExactMatch,
+    FirstError,
     MeanLoss,
 )
 
@@ -74,3 +75,26 @@ def test_counts_stay_exact_beyond_float32() -> None:
     metric.update(torch.tensor(0.0), 2**24)
     metric.update(torch.tensor(1.0), 1)
     assert metric.count.item() == 2**24 + 1
+
+
+def test_rows_without_targets_count_nothing() -> None:
+    rows = torch.cat([TARGETS, torch.full_like(TARGETS, IGNORE_INDEX)])
+    predictions = predict(5, 8, 7, EOS).repeat(2, 1)
+    for metric, expected in ((CopyAccuracy(), 2 / 3), (ExactMatch(), 0.0), (CharacterAccuracy(), 2 / 3)):
+        metric.update(predictions, rows)
+        assert metric.compute().item() == pytest.approx(expected)
+
+
+def test_answers_without_eos_count_every_token() -> None:
+    targets = torch.tensor([[IGNORE_INDEX, 7, IGNORE_INDEX, 9]])
+    for metric, expected in ((CopyAccuracy(), 0.5), (ExactMatch(), 0.0), (CharacterAccuracy(), 0.5)):
+        metric.update(torch.tensor([[3, 7, 3, 3]]), targets)
+        assert metric.compute().item() == expected
+
+
+def test_first_errors_are_counted_within_the_answer() -> None:
+    metric = FirstError()
+    for answer in ((5, 6, 7, EOS), (5, 6, 7, 8), (5, 8, 8, EOS)):
+        metric.update(predict(*answer), TARGETS)
+    metric.update(predict(9, 9, 9, 9), torch.full_like(TARGETS, IGNORE_INDEX))
+    assert metric.compute().tolist() == [1, 3]
