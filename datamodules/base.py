@@ -47,6 +47,39 @@ class StreamDataModule(lightning.LightningDataModule):
         """The fixed sets of a split, each with its number of samples."""
         raise NotImplementedError
 
+    @property
+    def training_lengths(self) -> tuple[int, int]:
+        """The shortest and the longest sequence of training, in the unit that lengths of this data are given in."""
+        raise NotImplementedError
+
+    def positions(self, length: int) -> int:
+        """Tokens in a row of this length."""
+        raise NotImplementedError
+
+    def length_samples(self, split: str, length: int) -> tuple[Samples, int | None]:
+        """The fixed set of a split at any length, and how many samples it has (None: without end).
+
+        Raises:
+            ValueError: there are no samples of this length.
+        """
+        raise NotImplementedError
+
+    def length_loader(self, length: int, size: int, rows_per_rank: int) -> FixedLoader:
+        """The first `size` validation samples of any length, `rows_per_rank` at a time on each rank.
+
+        Raises:
+            ValueError: there are no samples of this length.
+        """
+        samples, available = self.length_samples("val", length)
+        rank = self._rank()
+        return FixedLoader(
+            samples,
+            size=size if available is None else min(size, available),
+            batch_size=rows_per_rank * rank.world_size,
+            rank=rank,
+            on_rows=self.on_rows,
+        )
+
     def on_rows(self, rows: Rows) -> None:
         """Called in the training process with what was read for each batch, before it becomes a batch."""
 

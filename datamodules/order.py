@@ -1,6 +1,7 @@
 """Counter-based randomness: hashes and permutations that are functions of (seed, epoch, index) and hold no state."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,26 @@ def random_integers(key: np.uint64, counters: npt.ArrayLike, upper: int) -> Int6
     """Integers in [0, upper), one per counter, shape of `counters`; bias below upper / 2**32."""
     words = mix(np.asarray(counters, dtype=np.uint64) ^ key)
     return ((words >> np.uint64(32)) * np.uint64(upper) >> np.uint64(32)).astype(np.int64)
+
+
+def random_uniform(key: np.uint64, counters: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Numbers in (0, 1), one per counter, shape of `counters`."""
+    words = mix(np.asarray(counters, dtype=np.uint64) ^ key)
+    # 53 bits are what a float64 holds; the half keeps 0 out.
+    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)
+
+
+def random_subset(key: np.uint64, counters: Int64Array, size: int) -> Int64Array:
+    """For each row of `counters` (B, N), `size` different numbers of range(N) in random order, (B, size)."""
+    words = mix(counters.astype(np.uint64) ^ key)
+    return smallest(words, size)
+
+
+def smallest(values: npt.NDArray[Any], size: int) -> Int64Array:
+    """The places (B, size) of the smallest values of each row (B, N), the smallest first."""
+    places = np.argpartition(values, size - 1, axis=1)[:, :size]
+    chosen = np.take_along_axis(values, places, axis=1)
+    return np.take_along_axis(places, np.argsort(chosen, axis=1), axis=1)
 
 
 class Permutation:

@@ -1,11 +1,15 @@
 """Strings of the copy task and the rows of tokens and targets made of them, as functions of a key and an index."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodules.order import Int64Array, derive_key, random_integers
+
+# Tokens and targets of one batch, (B, T) each.
+Rows = dict[str, npt.NDArray[np.int32]]
 
 # The target that losses and metrics leave out.
 IGNORE_INDEX = -100
@@ -17,32 +21,44 @@ FIRST_LETTER = 3
 MAX_LENGTH = 1 << 24
 
 
-def copy_rows(strings: Int64Array) -> dict[str, npt.NDArray[np.int32]]:
-    """Rows `BOS s SEP s` and their targets: `s EOS` on the positions from SEP on, ignored before it.
+def answer_rows(prompts: npt.NDArray[Any], answers: npt.NDArray[Any]) -> Rows:
+    """Rows of a prompt (B, P) and its answer (B, N), and their targets: the answer, then EOS, from the prompt's end on.
 
-    `strings` (B, S) of token ids gives tokens and targets (B, 2 * S + 2).
+    Gives tokens and targets (B, P + N) of int32; what a position predicts is the token after it.
     """
-    rows, length = strings.shape
-    tokens = np.empty((rows, 2 * length + 2), dtype=np.int32)
-    tokens[:, 0] = BOS
-    tokens[:, 1 : length + 1] = strings
-    tokens[:, length + 1] = SEP
-    tokens[:, length + 2 :] = strings
+    tokens = np.concatenate([prompts, answers], axis=1, dtype=np.int32)
     targets = np.full_like(tokens, IGNORE_INDEX)
-    targets[:, length + 1 : -1] = strings
+    targets[:, prompts.shape[1] - 1 : -1] = answers
     targets[:, -1] = EOS
     return {"tokens": tokens, "targets": targets}
 
 
+def framed(*parts: int | npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Prompts (B, P) of the parts in their order; a number stands for one column of that token."""
+    rows = next(len(part) for part in parts if not isinstance(part, int))
+    columns = [np.full((rows, 1), part) if isinstance(part, int) else part for part in parts]
+    return np.concatenate(columns, axis=1, dtype=np.int32)
+
+
+def copy_rows(strings: Int64Array) -> Rows:
+    """Rows `BOS s SEP s` and their targets: `s EOS` on the positions from SEP on, ignored before it.
+
+    `strings` (B, S) of token ids gives tokens and targets (B, 2 * S + 2).
+    """
+    return answer_rows(framed(BOS, strings, SEP), strings)
+
+
 def random_strings(key: np.uint64, ids: Int64Array, length: int, alphabet_size: int) -> Int64Array:
     """Letters (B, S) of the strings with the given ids; a string depends on its key and id only."""
-    counters = ids[:, None] * MAX_LENGTH + np.arange(length)
-    return FIRST_LETTER + random_integers(key, counters, alphabet_size)
+    return FIRST_LETTER + random_integers(key, counters(ids, length), alphabet_size)
 
 
-def evaluation_rows(
-    split: str, length: int, alphabet_size: int, ids: Int64Array
-) -> dict[str, npt.NDArray[np.int32]]:
+def counters(ids: Int64Array, length: int) -> Int64Array:
+    """A number (B, S) of its own for each position of each sample: what its random draws are made from."""
+    return ids[:, None] * MAX_LENGTH + np.arange(length)
+
+
+def evaluation_rows(split: str, length: int, alphabet_size: int, ids: Int64Array) -> Rows:
     """Rows `ids` of the fixed evaluation set of one length, the same for every user, run and training seed."""
     key = derive_key("copy", split, length, alphabet_size)
     return copy_rows(random_strings(key, ids, length, alphabet_size))

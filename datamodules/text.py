@@ -200,16 +200,29 @@ class TextDataModule(StreamDataModule):
         blocks = self._blocks(split, None)
         return [(blocks, blocks.size)]
 
-    def _blocks(self, split: str, seed: int | None) -> TextBlocks:
+    @property
+    def training_lengths(self) -> tuple[int, int]:
+        return self.context_length, self.context_length
+
+    def positions(self, length: int) -> int:
+        return length
+
+    def length_samples(self, split: str, length: int) -> tuple[Samples, int | None]:
+        """Blocks of another context length."""
+        blocks = self._blocks(split, None, length)
+        return blocks, blocks.size
+
+    def _blocks(self, split: str, seed: int | None, context_length: int | None = None) -> TextBlocks:
+        context_length = self.context_length if context_length is None else context_length
         blocks = TextBlocks(
             TokenReader(self.shards_dir, self.manifest, split),
-            self.context_length,
+            context_length,
             seed=seed,
             skip_unreadable=self.on_bad_shard == "skip",
         )
         if not blocks.size:
             raise ShardError(
                 f"{self.shards_dir}: the {split} split has {blocks.reader.tokens} tokens, too few for one block of "
-                f"{self.context_length}"
+                f"{context_length}"
             )
         return blocks

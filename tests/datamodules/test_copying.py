@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.copying import CopyDataModule, CopyStream
+from datamodules.copying import Copy, CopyDataModule
 from datamodules.strings import EOS, copy_rows, evaluation_sha256
+from datamodules.tasks import Setting, TaskStream
 
 
 def test_rows_are_the_official_ones() -> None:
@@ -56,7 +57,7 @@ def test_a_range_of_lengths_gives_one_length_per_batch_and_no_padding() -> None:
 
 
 def test_a_batch_across_two_lengths_is_padded_and_its_samples_unchanged() -> None:
-    stream = CopyStream(seed=0, shortest=2, longest=30, alphabet_size=26, group_size=4)
+    stream = TaskStream(0, [Setting(Copy(26), length) for length in range(2, 31)], group_size=4)
     rows = stream.read(np.arange(2, 6))
     alone = [stream.read(np.array([number])) for number in range(2, 6)]
     for name, filler in (("tokens", EOS), ("targets", -100)):
@@ -91,7 +92,7 @@ def test_evaluation_sets_are_one_per_length_whatever_the_training_seed() -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"length": [9, 3]}, r"length must be a number of letters or \[shortest, longest\], got \[9, 3\]"),
+        ({"length": [9, 3]}, r"length must be a number or \[shortest, longest\], got \[9, 3\]"),
         ({"length": 0}, "got 0"),
         ({"vocab_size": 3}, "at least 4, got 3"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
