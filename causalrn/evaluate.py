@@ -1,6 +1,8 @@
 """Evaluates a checkpoint: `python -m causalrn.evaluate --checkpoint PATH [--lengths 16,32,64 | --tasks NAMES]`."""
 
 import argparse
+import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from causalrn.checkpoint import network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.codec import codec_of
 from causalrn.extras import optional_module
+from causalrn.length_ladder import Bounds, climb, is_text
+from causalrn.length_report import draw_ladder, table_rows, write_table
 from causalrn.lit_module import CopyModule, LanguageModelModule, TextModule
 from causalrn.tables import print_results
 
@@ -24,9 +28,14 @@ def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     quiet_libraries()
     checkpoint = read_checkpoint(options.checkpoint)
-    results = run_tasks(checkpoint, options) if options.tasks else validate(checkpoint, options)
-    print_results(results)
     output = options.output or default_output(options.checkpoint)
+    if options.tasks:
+        results = run_tasks(checkpoint, options)
+    elif options.lengths:
+        results = climb_lengths(checkpoint, options, output)
+    else:
+        results = validate(checkpoint, options)
+    print_results(results)
     record = {"checkpoint": str(options.checkpoint), "metrics": results, "environment": environment()}
     write_json(output, record)
     print(f"saved in {output}")
@@ -50,6 +59,38 @@ def validate(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[st
     warnings.filterwarnings("ignore", ".*No logger.*")
     trainer.validate(module_class(network), data, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def climb_lengths(checkpoint: dict[str, Any], options: argparse.Namespace, output: Path) -> dict[str, float]:
+    """The metrics at each length; leaves a table and a picture beside `output`.
+
+    Raises:
+        ValueError: not even the shortest length can be evaluated.
+    """
+    data: Any = make_data(data_config(checkpoint, options))
+    data.prepare_data()
+    data.setup("validate")
+    context = data.training_lengths[1] if is_text(data) else None
+    fabric = L.Fabric(accelerator=options.accelerator, devices=1, precision=options.precision)
+    # Runs the forward pass in the wanted precision.
+    network = fabric.setup_module(network_from(checkpoint, options.checkpoint)).eval()
+    samples, rows = options.val_samples, options.batch_size
+    bounds = Bounds(
+        samples=getattr(data, "val_samples", Bounds.samples) if samples is None else samples,
+        tokens_per_batch=options.tokens_per_batch,
+        rows_per_batch=Bounds.rows_per_batch if rows is None else rows,
+        max_seconds=options.max_seconds,
+    )
+    ladder = climb(network, data, options.lengths, bounds, device=fabric.device)
+    if not ladder.rungs:
+        raise ValueError(ladder.ended)
+    if ladder.ended:
+        print(f"warning: {ladder.ended}", file=sys.stderr)
+    table, picture = output.with_suffix(".csv"), output.with_suffix(".png")
+    write_table(table, table_rows(ladder, context=context))
+    draw_ladder(picture, ladder, data.training_lengths, str(options.checkpoint.name), context)
+    print(f"table and picture in {table} and {picture.name}")
+    return ladder.metrics(context)
 
 
 def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
@@ -76,9 +117,22 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a .ckpt of causalrn.fit or causalrn.export"
     )
-    parser.add_argument("--lengths", type=parse_lengths, help="string lengths, as 16,32,64 (copying)")
+    parser.add_argument(
+        "--lengths",
+        type=parse_lengths,
+        help="lengths of strings, or of blocks of text, as 64,128,256; ends at the first that the model cannot run",
+    )
     parser.add_argument("--data", type=Path, metavar="CONFIG", help="take the data section of this config")
-    parser.add_argument("--val-samples", type=int, help="strings per length (copying)")
+    parser.add_argument("--val-samples", type=int, help="strings per length, or blocks of text (--lengths)")
+    parser.add_argument(
+        "--tokens-per-batch",
+        type=int,
+        default=Bounds.tokens_per_batch,
+        help="batches shrink with length to it",
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=math.inf, help="ends before further lengths (--lengths)"
+    )
     parser.add_argument(
         "--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, as lambada_openai,piqa"
     )
@@ -119,12 +173,9 @@ def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict
     if not isinstance(config, dict) or "data" not in config:
         raise ValueError(f"{origin} names no data; want --data CONFIG with a data section")
     data = dict(config["data"])
-    overrides = {
-        "val_lengths": options.lengths,
-        "val_samples": options.val_samples,
-        "batch_size": options.batch_size,
-    }
-    given = {name: value for name, value in overrides.items() if value is not None}
+    overrides = {"val_samples": options.val_samples, "batch_size": options.batch_size}
+    # At lengths of their own the options bound the ladder instead.
+    given = {name: value for name, value in overrides.items() if value is not None and not options.lengths}
     return {**data, "init_args": {**data.get("init_args", {}), **given}}
 
 

@@ -92,27 +92,58 @@ class BitsPerByte(MeanOverCount):
         self.add(nats / math.log(2), n_bytes)
 
 
-class FirstError(Metric):
+class FirstErrors(Metric):
     """Where answers go wrong: how many of its tokens each one had right before its first mistake."""
 
     full_state_update = False
+    higher_is_better = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("places", [], dist_reduce_fx="cat")
-        self.places: list[Tensor]
+        self.add_state("right", [], dist_reduce_fx="cat")
+        self.add_state("whole", [], dist_reduce_fx="cat")
+        self.right: list[Tensor]
+        self.whole: list[Tensor]
 
     def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
         answer = targets != IGNORE_INDEX
         wrong = answer & (predictions != targets)
-        before = (answer.cumsum(1) - 1).gather(1, wrong.int().argmax(1, keepdim=True))[:, 0]
-        # Appended by every rank at every batch, so that no rank comes to the gathering without a state.
-        self.places.append(before.masked_fill(~wrong.any(1), -1))
+        # Appended by every rank at every batch, so that no rank comes to the gathering without a state; a row without
+        # targets has 0 of 0 tokens right.
+        self.right.append((answer & (wrong.cumsum(1) == 0)).sum(1))
+        self.whole.append(answer.sum(1))
 
-    def compute(self) -> Int[Tensor, " N"]:
-        """The places of first errors in ascending order; sequences without an error have none."""
-        places = dim_zero_cat(self.places)
-        return places[places >= 0].sort().values
+    def compute(self) -> tuple[Float[Tensor, ""], Int[Tensor, " N"]]:
+        """The mean of right tokens before the first mistake (all of an answer without one), and the sorted places of
+        the mistakes: 0 is the answer's first token."""
+        right, whole = dim_zero_cat(self.right), dim_zero_cat(self.whole)
+        return right[whole > 0].double().mean().float(), right[right < whole].sort().values
+
+
+class PositionLoss(Metric):
+    """Nats per token at each position, for sequences of one length.
+
+    Args:
+        length: positions of a sequence.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros(length, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(length, dtype=torch.float64), dist_reduce_fx="sum")
+        self.nats: Tensor
+        self.count: Tensor
+
+    def update(self, nats: Float[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
+        self.nats += nats.sum(0)
+        self.count += (targets != IGNORE_INDEX).sum(0)
+
+    def compute(self) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+        """Summed nats and number of targets at each position."""
+        return self.nats, self.count
 
 
 def answer_letters(targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

@@ -149,12 +149,18 @@ class FixedLoader:
         num_workers: int = 0,
         on_rows: Callable[[Rows], None] | None = None,
     ) -> None:
+        self.size = size
+        self.batch_size = batch_size
         self.batches = _RankBatches(samples, 0, size, batch_size, rank)
         self.num_workers = num_workers
         self.on_rows = on_rows
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def samples_in(self, batches: int) -> int:
+        """Samples, over all ranks, in the first `batches` batches."""
+        return min(batches * self.batch_size, self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         return _load(self.batches, self.num_workers, self.on_rows)

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"ops", "allocator", "benchmarking", "memory"},
     {"models"},
-    {"metrics", "checkpoint", "decoding", "loggers", "tables"},
+    {"metrics", "checkpoint", "decoding", "loggers", "tables", "length_ladder", "length_report"},
     {"lit_module", "callbacks", "strategies"},
     {"cli"},
 ]

@@ -13,8 +13,9 @@ from causalrn.metrics import (
     CharacterAccuracy,
     CopyAccuracy,
     ExactMatch,
-    FirstError,
+    FirstErrors,
     MeanLoss,
+    PositionLoss,
 )
 
 # Three letters and EOS after two ignored positions.
@@ -93,8 +94,22 @@ def test_answers_without_eos_count_every_token() -> None:
 
 
 def test_first_errors_are_counted_within_the_answer() -> None:
-    metric = FirstError()
+    metric = FirstErrors()
     for answer in ((5, 6, 7, EOS), (5, 6, 7, 8), (5, 8, 8, EOS)):
         metric.update(predict(*answer), TARGETS)
     metric.update(predict(9, 9, 9, 9), torch.full_like(TARGETS, IGNORE_INDEX))
-    assert metric.compute().tolist() == [1, 3]
+    right, places = metric.compute()
+    assert right.item() == pytest.approx((4 + 3 + 1) / 3)
+    assert places.tolist() == [1, 3]
+
+
+def test_losses_by_position() -> None:
+    metric = PositionLoss(6)
+    nats = torch.arange(6.0) * (TARGETS != IGNORE_INDEX)
+    metric.update(nats, TARGETS)
+    metric.update(
+        torch.cat([nats, torch.zeros(1, 6)]), torch.cat([TARGETS, torch.full((1, 6), IGNORE_INDEX)])
+    )
+    total, count = metric.compute()
+    assert total.tolist() == [0, 0, 4, 6, 8, 10]
+    assert count.tolist() == [0, 0, 2, 2, 2, 2]

@@ -1,9 +1,18 @@
-"""Lightning callbacks: progress, the run folder, checks on the loss, samples of text, throughput."""
+"""Lightning callbacks: progress, the run folder, checks on the loss, samples of text, longer lengths, throughput."""
 
 from causalrn.callbacks.finite_loss import FiniteLoss
+from causalrn.callbacks.length_extrapolation import LengthExtrapolation
 from causalrn.callbacks.progress import PlainProgress, progress_bar
 from causalrn.callbacks.run_folder import RunFolder
 from causalrn.callbacks.sample_text import SampleText
 from causalrn.callbacks.throughput import Throughput
 
-__all__ = ["FiniteLoss", "PlainProgress", "RunFolder", "SampleText", "Throughput", "progress_bar"]
+__all__ = [
+    "FiniteLoss",
+    "LengthExtrapolation",
+    "PlainProgress",
+    "RunFolder",
+    "SampleText",
+    "Throughput",
+    "progress_bar",
+]
