@@ -22,7 +22,7 @@ from causalrn.metrics import (
     MeanLoss,
     PositionLoss,
 )
-from causalrn.ops.sequence_parallel import sequence_part, whole_sequence
+from causalrn.ops.sequence_parallel import active_split, sequence_part, whole_sequence
 
 
 class LengthData(Protocol):
@@ -211,7 +211,12 @@ def make_metrics(data: LengthData, length: int, device: torch.device) -> dict[st
             "loss": MeanLoss(),
             "first_error": FirstErrors(),
         }
-    return {name: metric.to(device) for name, metric in metrics.items()}
+    for metric in metrics.values():
+        metric.to(device)
+        # Ranks that share their sequences hold the same rows, which would count several times.
+        if active_split() is not None:
+            metric.distributed_available_fn = lambda: False
+    return metrics
 
 
 def update(
