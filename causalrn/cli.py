@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from causalrn.callbacks import FiniteLoss, RunFolder, Throughput, progress_bar
+from causalrn.callbacks import FiniteLoss, Norms, RunFolder, Throughput, progress_bar
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV
 
@@ -90,7 +90,9 @@ class CausalRNCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run_dir)
         callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        extra = [RunFolder(self.run_dir, config), FiniteLoss(), Throughput(), progress_bar()]
+        extra = [RunFolder(self.run_dir, config), FiniteLoss(), progress_bar()]
+        measuring = (Norms, Throughput)
+        extra += [kind() for kind in measuring if not any(isinstance(given, kind) for given in callbacks)]
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
             extra.append(ModelCheckpoint(save_last="link", enable_version_counter=False))
         kwargs["callbacks"] = [*callbacks, *extra]

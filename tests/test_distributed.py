@@ -40,8 +40,10 @@ def test_two_processes_train_as_one(overlay: str, mixer: list[str], tmp_path: Pa
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("exact match") == 1
         rows = read_metrics(tmp_path / name / "metrics.csv")
-        metrics[name] = [row[key] for row in rows for key in row if key in ("val/loss", "train/grad_norm")]
+        same = ("val/loss", "train/grad_norm", "norms/update/block_01")
+        metrics[name] = [row[key] for row in rows for key in row if key in same]
         metrics[name] += [row["val/character_accuracy"] for row in rows if "val/character_accuracy" in row]
+        assert all(0 <= row["train/data_share"] < 1 for row in rows if "train/loss" in row)
     # Sums of other order than on one process: float32 noise, grown over 10 steps.
     assert metrics["two"] == pytest.approx(metrics["one"], rel=1e-3)
 

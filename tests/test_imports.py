@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The commands, one file per thing one runs, may use everything; every file not listed here is one of them.
 LAYERS = [
-    {"ops", "allocator", "benchmarking", "memory"},
+    {"ops", "allocator", "benchmarking", "memory", "peaks"},
     {"models"},
     {"metrics", "checkpoint", "decoding", "loggers", "tables", "length_ladder", "length_report"},
     {"lit_module", "callbacks", "strategies"},

@@ -1,7 +1,8 @@
-"""Lightning callbacks: progress, the run folder, checks on the loss, samples of text, longer lengths, throughput."""
+"""Lightning callbacks: progress, the run folder, bad losses, samples of text, longer lengths, throughput, norms."""
 
 from causalrn.callbacks.finite_loss import FiniteLoss
 from causalrn.callbacks.length_extrapolation import LengthExtrapolation
+from causalrn.callbacks.norms import Norms
 from causalrn.callbacks.progress import PlainProgress, progress_bar
 from causalrn.callbacks.run_folder import RunFolder
 from causalrn.callbacks.sample_text import SampleText
@@ -10,6 +11,7 @@ from causalrn.callbacks.throughput import Throughput
 __all__ = [
     "FiniteLoss",
     "LengthExtrapolation",
+    "Norms",
     "PlainProgress",
     "RunFolder",
     "SampleText",
