@@ -1,4 +1,4 @@
-"""When the Trainer writes what was logged: the only steps at which metrics that cost something are computed."""
+"""Metrics that cost something: computed at the steps at which the Trainer logs, and written there at once."""
 
 import lightning as L
 
@@ -7,3 +7,12 @@ def is_log_step(trainer: L.Trainer, step: int) -> bool:
     """Whether the Trainer writes training metrics after optimizer step number `step`, counted from 1."""
     every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     return every > 0 and step % every == 0
+
+
+def write_metrics(trainer: L.Trainer, values: dict[str, float]) -> None:
+    """Passes plain numbers to all loggers, under the step that Lightning gives to what it logs there.
+
+    `LightningModule.log` would do the same for about half a millisecond of host time per value.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step - 1)

@@ -1,14 +1,15 @@
 """How large the gradient, the parameters and their updates are, block by block."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from causalrn.callbacks.log_steps import is_log_step
+from causalrn.callbacks.log_steps import is_log_step, write_metrics
 
 
 class Norms(L.Callback):
@@ -24,7 +25,17 @@ class Norms(L.Callback):
 
     def __init__(self, updates: bool = True) -> None:
         self.updates = updates
+        self.found: dict[str, Tensor] = {}
         self.before: list[Tensor] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        named = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
+        self.parameters = list(named.values())
+        # Empty ones are gathered by their layers alone.
+        self.whole = all(parameter.numel() for parameter in self.parameters)
+        self.blocks = list(dict.fromkeys(block_of(name) for name in named))
+        indices = [self.blocks.index(block_of(name)) for name in named]
+        self.block_indices = torch.tensor(indices, device=pl_module.device)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -32,51 +43,43 @@ class Norms(L.Callback):
         # The step that is about to be taken.
         if not is_log_step(trainer, trainer.global_step + 1):
             return
-        parameters = trained_parameters(pl_module)
-        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         # Where gradients are clipped, their norm is known and logged there.
         if gradients and not trainer.gradient_clip_val:
-            pl_module.log("train/grad_norm", total_norm(norms(gradients)))
-        if not all(parameter.numel() for parameter in parameters.values()):
-            return
-        values = [parameter.detach() for parameter in parameters.values()]
-        log_blocks(pl_module, "parameter", parameters, norms(values))
-        if self.updates:
-            self.before = [value.clone() for value in values]
+            self.found["train/grad_norm"] = torch.linalg.vector_norm(norms(gradients))[None]
+        if self.whole:
+            values = [parameter.detach() for parameter in self.parameters]
+            self.found["norms/parameter"] = self.by_block(norms(values))
+            self.before = [value.clone() for value in values] if self.updates else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.before is None:
+        if not self.found:
             return
-        parameters = trained_parameters(pl_module)
-        after = [parameter.detach() for parameter in parameters.values()]
-        torch._foreach_sub_(self.before, after)  # pyright: ignore[reportPrivateImportUsage]
-        log_blocks(pl_module, "update", parameters, norms(self.before))
-        self.before = None
+        if self.before is not None:
+            after = [parameter.detach() for parameter in self.parameters]
+            torch._foreach_sub_(self.before, after)  # pyright: ignore[reportPrivateImportUsage]
+            self.found["norms/update"] = self.by_block(norms(self.before))
+        names = [
+            f"{name}/{block}" if name.startswith("norms/") else name
+            for name in self.found
+            for block in (self.blocks if name.startswith("norms/") else [""])
+        ]
+        # The one wait for the device.
+        values = torch.cat(list(self.found.values())).tolist()
+        write_metrics(trainer, dict(zip(names, values, strict=True)))
+        self.found, self.before = {}, None
+
+    def by_block(self, parameter_norms: Float[Tensor, " P"]) -> Float[Tensor, " N"]:
+        sums = parameter_norms.new_zeros(len(self.blocks))
+        return sums.index_add_(0, self.block_indices, parameter_norms.square()).sqrt()
 
 
-def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in module.named_parameters() if value.requires_grad}
-
-
-def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
     """Euclidean norm of each tensor, in float32 whatever the tensors are; of the whole where ranks hold shards."""
     found = torch._foreach_norm(list(tensors), 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
-    return [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
-
-
-def total_norm(norms: Iterable[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(list(norms)))
-
-
-def log_blocks(
-    module: L.LightningModule, kind: str, names: Iterable[str], parameter_norms: Sequence[Tensor]
-) -> None:
-    blocks: dict[str, list[Tensor]] = {}
-    for name, norm in zip(names, parameter_norms, strict=True):
-        blocks.setdefault(block_of(name), []).append(norm)
-    module.log_dict({f"norms/{kind}/{block}": total_norm(found) for block, found in blocks.items()})
+    return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found])
 
 
 def block_of(name: str) -> str:

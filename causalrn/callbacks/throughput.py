@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler
 
-from causalrn.callbacks.log_steps import is_log_step
+from causalrn.callbacks.log_steps import is_log_step, write_metrics
 from causalrn.models import LanguageModel
 from causalrn.models.cost import Cost, training_cost
 from causalrn.peaks import peak_exps, peak_flops
@@ -19,11 +19,10 @@ from causalrn.peaks import peak_exps, peak_flops
 class Throughput(L.Callback):
     """Logs speed, utilisation, data waiting, peak memory and time left with the Trainer's other metrics.
 
-    Rates are means since the last logged step over all ranks, validation left out; nothing is read from the device,
-    and the host's clock is right because Lightning waits for the device when it logs. Logged under `train/`:
-    step_seconds, tokens_per_second, samples_per_second, data_share (time waiting for batches), peak_memory_bytes (the
-    process's on a CPU), flops_per_second and exps_per_second (by formula, see `causalrn.models.cost`), their shares
-    of the devices' peaks flops_utilisation and exps_utilisation, and seconds_left (validation included).
+    Rates are means since the last logged step over all ranks, validation left out, by the host's clock: it waits for
+    the device at logged steps only, so between two of them it is right. Logged under `train/`: step_seconds, tokens_per_second, samples_per_second, data_share (time waiting for batches), peak_memory_bytes (the
+    process's on a CPU), flops_per_second and exps_per_second (by formula, see `causalrn.models.cost`), their shares of
+    the devices' peaks flops_utilisation and exps_utilisation, and seconds_left (validation included).
 
     Args:
         peak_flops: dense matrix FLOP/s of one device; by default that of `causalrn.peaks` for the GPU's name.
@@ -115,13 +114,14 @@ class Throughput(L.Callback):
         if math.isfinite(total):
             rate = (now - self.run_seconds) / (trainer.global_step - self.run_step)
             values["seconds_left"] = max(0.0, total - trainer.global_step) * rate
-        pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
         # The rank that waits, or fills its memory, is the one that matters.
-        worst = {
-            "train/data_share": self.waiting.seconds / seconds,
-            "train/peak_memory_bytes": float(peak_memory_bytes(pl_module.device)),
-        }
-        pl_module.log_dict(worst, sync_dist=True, reduce_fx="max")
+        worst = torch.tensor(
+            [self.waiting.seconds / seconds, peak_memory_bytes(pl_module.device)], device=pl_module.device
+        )
+        worst = trainer.strategy.reduce(worst, reduce_op="max")
+        assert isinstance(worst, torch.Tensor)
+        values["data_share"], values["peak_memory_bytes"] = worst.tolist()
+        write_metrics(trainer, {f"train/{name}": value for name, value in values.items()})
 
 
 class WaitingClock:
