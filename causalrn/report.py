@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from causalrn import report_diagnostics
 from causalrn.callbacks.run_folder import write_json
 from causalrn.checkpoint import network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
@@ -40,6 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="PNG to write, with a JSON beside it (default: pairs-layerN.png)"
     )
     pairs.set_defaults(run=report_pairs)
+    inside = verbs.add_parser("diagnostics", help="what every layer's pairs look like on the validation data")
+    report_diagnostics.add_arguments(inside)
+    inside.set_defaults(run=report_diagnostics.run)
     return parser
 
 

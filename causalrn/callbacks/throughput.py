@@ -20,9 +20,12 @@ class Throughput(L.Callback):
     """Logs speed, utilisation, data waiting, peak memory and time left with the Trainer's other metrics.
 
     Rates are means since the last logged step over all ranks, validation left out, by the host's clock: it waits for
-    the device at logged steps only, so between two of them it is right. Logged under `train/`: step_seconds, tokens_per_second, samples_per_second, data_share (time waiting for batches), peak_memory_bytes (the
-    process's on a CPU), flops_per_second and exps_per_second (by formula, see `causalrn.models.cost`), their shares of
-    the devices' peaks flops_utilisation and exps_utilisation, and seconds_left (validation included).
+    the device at logged steps only, so between two of them it is right.
+
+    Logged under `train/`: step_seconds, tokens_per_second, samples_per_second, data_share (time waiting for batches),
+    peak_memory_bytes (the process's on a CPU), flops_per_second and exps_per_second (by formula, see
+    `causalrn.models.cost`), their shares of the devices' peaks flops_utilisation and exps_utilisation, and seconds_left
+    (validation included).
 
     Args:
         peak_flops: dense matrix FLOP/s of one device; by default that of `causalrn.peaks` for the GPU's name.
