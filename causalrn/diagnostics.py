@@ -50,7 +50,7 @@ class Pairs:
         return self.reached.sum(-1).float()
 
     def summary(self) -> dict[str, float]:
-        """The layer in numbers, see docs/diagnostics.md."""
+        """The layer in numbers, see docs/metrics.md."""
         values = {}
         reached = self.reached.expand_as(self.largest)
         for name, pairs in (("inverse_std", self.inverse_std), ("largest_exponent", self.largest)):
@@ -73,13 +73,15 @@ class Pairs:
 
 
 def dispersion(effective: Float[Tensor, " P"], counts: Float[Tensor, " P"]) -> float | None:
-    """Exponent a of effective ~ count^a, by least squares: 0 where retrieval stays sharp as the sequence grows, 1 where
-    what is added spreads over all of it; None where the counts differ too little to tell."""
+    """Exponent a of effective ~ count^a: 0 where retrieval stays sharp as the sequence grows, 1 where what is added
+    spreads over all of it. The median of the slopes of all pairs of points (Theil and Sen), which single positions of
+    another kind, such as the last one of a copied string, do not move. None where the counts differ too little to tell.
+    """
     if len(counts) < 2 or counts.max() < 1.5 * counts.min():
         return None
     x, y = counts.log(), effective.log()
-    x = x - x.mean()
-    return ((x * y).sum() / x.square().sum()).item()
+    run, rise = (values[:, None] - values for values in (x, y))
+    return (rise[run > 0] / run[run > 0]).median().item()
 
 
 @torch.no_grad()

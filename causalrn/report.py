@@ -1,11 +1,11 @@
-"""Draws what a trained model does: `python -m causalrn.report pairs --checkpoint PATH --prompt "..."`."""
+"""Shows what a trained model does, and what was measured: `python -m causalrn.report pairs|diagnostics|results ...`."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from causalrn import report_diagnostics
+from causalrn import report_diagnostics, report_results
 from causalrn.callbacks.run_folder import write_json
 from causalrn.checkpoint import network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
@@ -44,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     inside = verbs.add_parser("diagnostics", help="what every layer's pairs look like on the validation data")
     report_diagnostics.add_arguments(inside)
     inside.set_defaults(run=report_diagnostics.run)
+    results = verbs.add_parser("results", help="a page of Markdown from the records in benchmarks/")
+    report_results.add_arguments(results)
+    results.set_defaults(run=report_results.run)
     return parser
 
 

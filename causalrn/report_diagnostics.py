@@ -96,7 +96,7 @@ def print_numbers(sets: dict[str, list[dict[str, float]]]) -> None:
         for index, layer in enumerate(layers):
             cells = [f"{layer[key]:.3g}" if key in layer else "" for key in shown]
             table.add_row(name.replace("_", " "), str(index), *cells)
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 def draw(sets: dict[str, list[Pairs]], path: Path, checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ from causalrn.strategies import SequenceParallelStrategy
 
 
 class Diagnostics(L.Callback):
-    """Logs `diagnostics/NAME/layer_NN` of a few validation sequences; docs/diagnostics.md tells what the names mean.
+    """Logs `diagnostics/NAME/layer_NN` of a few validation sequences; docs/metrics.md tells what the names mean.
 
     Args:
         n_sequences: first sequences of the first validation set, on each rank; those of rank 0 are logged.
