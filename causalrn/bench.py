@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 
-from causalrn import bench_data, bench_decode, bench_linear, bench_quadratic, bench_relation, bench_step
+from causalrn import (
+    bench_data,
+    bench_decode,
+    bench_linear,
+    bench_metrics,
+    bench_quadratic,
+    bench_relation,
+    bench_step,
+)
 from causalrn.allocator import keep_freed_memory
 from causalrn.bench_targets import data_targets, decode_targets, print_targets
 from causalrn.benchmarking import describe_machine, file_record, plot_panels
@@ -36,6 +44,10 @@ def main(arguments: list[str] | None = None) -> None:
         record["targets"] = data_targets(record)
         device = torch.device("cpu")
         name = title = "data"
+    elif options.benchmark == "metrics":
+        record, panels = bench_metrics.run(options), {}
+        device = torch.device("cpu")
+        name = title = f"metrics_{options.config.stem}"
     else:
         record, panels = bench_step.run(options), {}
         device = torch.device("cpu")
@@ -68,7 +80,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     bench_step.add_arguments(step)
     data = benchmarks.add_parser("data", help="preparing shards, the first batch, and tokens per second")
     bench_data.add_arguments(data)
-    for benchmark in (relation, decode, step, data):
+    metrics = benchmarks.add_parser("metrics", help="what the training-time metrics take of a step")
+    bench_metrics.add_arguments(metrics)
+    for benchmark in (relation, decode, step, data, metrics):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)
