@@ -19,7 +19,7 @@ from causalrn.cli import run_command
 from causalrn.diagnostics import Pairs, dispersion, probe, probe_pairs, trained_positions
 from causalrn.loggers import read_metrics
 from causalrn.models import LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
-from causalrn.ops.reference import ACTIVATIONS, normalise
+from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
 from causalrn.pairs import pair_norms
 from tests.test_fit import CONFIG
 
@@ -103,6 +103,34 @@ def test_norms_are_those_of_the_heat_map() -> None:
 def relate(q: torch.Tensor, k: torch.Tensor, positions: list[int]) -> Pairs:
     mixer = QuadraticRelation(8, q.shape[-1], eps=0.0)
     return probe_pairs(mixer, q[None, :, None], k[None, :, None], torch.tensor(positions))
+
+
+class GainedRelation(QuadraticRelation):
+    """A relation with what the operator takes besides: a gain per position and head, a window and a decay per head."""
+
+    @property
+    def pair_settings(self) -> dict[str, Any]:
+        bias = {"window": torch.tensor([4, 2**30]), "slope": torch.tensor([0.0, 0.3])}
+        return {**super().pair_settings, **bias}
+
+    def gain_at(self, positions: torch.Tensor) -> torch.Tensor:
+        return torch.stack([1 + 0.1 * positions, 0.5 + 0 * positions], -1)
+
+
+def test_gains_windows_and_decays_are_those_of_the_operator() -> None:
+    mixer = GainedRelation(8, 12, n_heads=2)
+    q, k = torch.randn(2, 1, LENGTH, 2, 6).unbind(0)
+    positions = torch.arange(LENGTH)
+    pairs = probe_pairs(mixer, q, k, positions)
+    gain, settings = mixer.gain_at(positions), mixer.pair_settings
+    z = normalise(q[:, :, None] + k[:, None], "layer", mixer.eps) * gain[None, :, None, :, None]
+    bias = {name: settings[name] for name in ("window", "slope")}
+    weights = pair_weights(LENGTH, LENGTH, causal=True, like=q, **bias)
+    norms = z.exp().norm(dim=-1).permute(0, 3, 1, 2) * weights
+    assert_close(pairs.log_norm.exp(), norms, atol=1e-4, rtol=1e-4)
+    assert pairs.counts().tolist()[0] == [min(i + 1, 4) for i in range(LENGTH)]
+    assert pairs.bound is not None
+    assert_close(pairs.bound, math.sqrt(5) * gain.mT)
 
 
 def test_retrieval_and_its_absence_are_told_apart() -> None:
