@@ -15,7 +15,11 @@ from tests.commands import ROOT, blocks, run_page
 # In this order, in one folder: later pages use the runs of earlier ones.
 PAGES = ["start.md", "experiments.md", "metrics.md", "model.md"]
 # Pages whose commands need more than one process, a cluster or a network.
-ELSEWHERE = {"data.md": "tests/datamodules/test_docs.py", "cluster.md": "tests/slurm"}
+ELSEWHERE = {
+    "data.md": "tests/datamodules/test_docs.py",
+    "decoding.md": "tests/test_decoding_docs.py",
+    "cluster.md": "tests/slurm",
+}
 DOCS = ROOT / "docs"
 
 
