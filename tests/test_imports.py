@@ -8,7 +8,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"ops", "allocator", "benchmarking", "memory", "peaks"},
     {"models"},
-    {"metrics", "checkpoint", "diagnostics", "decoding", "loggers", "tables", "length_ladder", "length_report"},
+    {
+        "metrics",
+        "checkpoint",
+        "diagnostics",
+        "decoding",
+        "loggers",
+        "tables",
+        "length_ladder",
+        "length_report",
+    },
     {"lit_module", "callbacks", "strategies"},
     {"cli"},
 ]
