@@ -70,8 +70,11 @@ def first_batches(
     checkpoint: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, dict[str, Int[Tensor, "B T"]]]:
     """The first sequences of each validation set."""
-    given = argparse.Namespace(**vars(options), val_samples=None, batch_size=options.sequences)
-    data = make_data(data_config(checkpoint, given))
+    given = {"val_samples": None, "batch_size": options.sequences, "lengths": None}
+    config = data_config(checkpoint, argparse.Namespace(**{**vars(options), **given}))
+    if options.lengths:
+        config["init_args"]["val_lengths"] = options.lengths
+    data = make_data(config)
     data.prepare_data()
     data.setup("validate")
     loaders = data.val_dataloader()
