@@ -15,6 +15,7 @@ from causalrn.decoding import generate
 from causalrn.memory import available_bytes, format_bytes
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
 from causalrn.models.language_model import DecodingState
+from causalrn.models.positions import LearnedPositions
 from causalrn.models.state import PoolState, state_bytes
 from causalrn.models.stored import StoredLinear, store_weights
 from causalrn.ops.read_probe import measure_read_bandwidth
@@ -159,7 +160,7 @@ def measure(
 
 def set_positions(network: LanguageModel, count: int) -> None:
     network.max_length = count
-    network.position_embedding = torch.nn.Embedding(count, network.mixer.d_model)
+    network.position_embedding = LearnedPositions(count, network.mixer.d_model)
 
 
 def random_state(network: LanguageModel, context: int, extra: int) -> DecodingState:

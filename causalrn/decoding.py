@@ -64,7 +64,7 @@ def stream(
         network: a causal model.
         prompts: at least one token per row; a list of rows may hold rows of different lengths, each of which is
             continued as it would be alone.
-        max_new_tokens: number of tokens to yield; as many as the model has positions for if None.
+        max_new_tokens: number of tokens to yield; as many as the model has positions for if None, where these end.
         temperature, top_k, top_p, repetition_penalty: see `Sampling`.
         samples: continuations of each prompt, whose rows follow one another; the prompt is read once for all.
         stop_tokens: tokens that end a row. It repeats the token until every row has ended.
@@ -142,12 +142,16 @@ def count_new_tokens(network: LanguageModel, prompt_length: int, max_new_tokens:
         ValueError: the model has too few positions for the prompt or for all the tokens wanted.
     """
     limit = network.max_length
+    if max_new_tokens is not None and max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more: got {max_new_tokens}")
+    if limit is None:
+        if max_new_tokens is None:
+            raise ValueError("the model's positions have no end; want a number of new tokens")
+        return max_new_tokens
     if prompt_length > limit:
         raise ValueError(f"prompt of {prompt_length} tokens is longer than the model's max_length={limit}")
     if max_new_tokens is None:
         return limit + 1 - prompt_length
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more: got {max_new_tokens}")
     needed = prompt_length + max_new_tokens - 1
     if needed > limit:
         raise ValueError(f"prompt and new tokens need {needed} positions; the model has max_length={limit}")

@@ -19,6 +19,8 @@ from causalrn.models import LanguageModel
 
 # What the harness generates where a task does not say; its own default for Hugging Face models.
 DEFAULT_NEW_TOKENS = 256
+# Tokens that a model is given to read whose positions have no end.
+DEFAULT_CONTEXT = 4096
 # (context and continuation as text, their tokens); only the tokens are used here.
 TokenRequest = tuple[Any, list[int], list[int]]
 Item = TypeVar("Item")
@@ -45,6 +47,7 @@ class CheckpointLM(TemplateLM):
         self.network = network
         self.codec = codec
         self.batch_size = batch_size
+        self.max_length = network.max_length or DEFAULT_CONTEXT
         self._device = network.token_embedding.weight.device
 
     @property
@@ -84,7 +87,7 @@ class CheckpointLM(TemplateLM):
         Raises:
             ValueError: the continuation alone has too many tokens.
         """
-        limit = self.network.max_length
+        limit = self.max_length
         if len(continuation) > limit:
             raise ValueError(
                 f"a continuation of {len(continuation)} tokens is longer than the model's max_length={limit}"
@@ -97,7 +100,7 @@ class CheckpointLM(TemplateLM):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.eot_token_id,
-                max_seq_len=self.network.max_length,
+                max_seq_len=self.max_length,
                 context_len=1,
             )
             scored = self._loglikelihood_tokens([(None, *make_disjoint_window(window)) for window in windows])
@@ -116,9 +119,9 @@ class CheckpointLM(TemplateLM):
 
     def generate(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
         """Continuations that end before the first of the stop strings in `settings["until"]`."""
-        count = min(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS), self.network.max_length)
+        count = min(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS), self.max_length)
         # Room for the new tokens, the last of which needs no position.
-        room = max(1, self.network.max_length + 1 - count)
+        room = max(1, self.max_length + 1 - count)
         prompts = [
             torch.tensor((self.tok_encode(text) or [self.eot_token_id])[-room:], device=self._device)
             for text in contexts

@@ -56,7 +56,7 @@ class LinearStep(nn.Module):
             totals: sums over the positions before; zeros at the first one.
         """
         network = self.network
-        x = network.token_embedding(token) + network.position_embedding(position)
+        x = network.position_embedding(network.token_embedding(token), position)
         new_totals = []
         for block, total in zip(network.layers, totals.unbind(0), strict=True):
             mixer = block.mixer

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -26,11 +26,11 @@ from causalrn.ops.sequence_parallel import mean_over_sequence, sequence_part, wh
 
 
 class LanguageModelModule(L.LightningModule):
-    """Trains a language model by next-token cross-entropy with AdamW, linear warm-up and cosine decay.
+    """Trains a language model by next-token cross-entropy with AdamW, linear warm-up and a decay at the end.
 
     Batches are dicts of `tokens` and `targets`, int64 (B, T), with targets of -100 ignored. The learning rate
-    rises linearly over `warmup_steps`, then follows a half cosine down to `final_learning_rate` at
-    `trainer.max_steps`; without one it stays constant (the official copying protocol).
+    rises linearly over `warmup_steps`, holds its peak until the share `decay_start` of `trainer.max_steps`, and falls to
+    `final_learning_rate` at the last step; without one it stays constant (the official copying protocol).
 
     Args:
         network: the model to train.
@@ -39,6 +39,11 @@ class LanguageModelModule(L.LightningModule):
         final_learning_rate: learning rate at the last step, or None for a constant one.
         weight_decay: AdamW's; the official protocols use none.
         betas: AdamW's.
+        decay: the way down, a half cosine (the official text protocol) or a line.
+        decay_start: share of all steps after which it begins, never within the warm-up.
+
+    Raises:
+        ValueError: a decay_start outside 0 to 1.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class LanguageModelModule(L.LightningModule):
         final_learning_rate: float | None = None,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        decay: Literal["cosine", "linear"] = "cosine",
+        decay_start: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -57,6 +64,12 @@ class LanguageModelModule(L.LightningModule):
         self.final_learning_rate = final_learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
+        if not 0 <= decay_start < 1:
+            raise ValueError(
+                f"decay_start is a share of all steps, at least 0 and below 1: got {decay_start}"
+            )
+        self.decay: Literal["cosine", "linear"] = decay
+        self.decay_start = decay_start
         self.val_metrics = nn.ModuleList()
 
     @abstractmethod
@@ -147,8 +160,10 @@ class LanguageModelModule(L.LightningModule):
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / self.warmup_steps
-            progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+            start = max(self.warmup_steps, self.decay_start * total)
+            progress = min(1.0, max(0.0, (step - start) / max(1, total - start)))
+            left = 1 - progress if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+            return floor + (1 - floor) * left
 
         return factor
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
-from causalrn.ops.reference import ACTIVATIONS, normalise
+from causalrn.models import InputStage, LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
 
 # Tokens that still have room for their names along an axis.
 NAMED_TOKENS = 80
@@ -32,11 +32,13 @@ def pair_norms(network: LanguageModel, tokens: Int[Tensor, " T"], layer: int) ->
     if not -network.n_layers <= layer < network.n_layers:
         raise ValueError(f"layer must be in [{-network.n_layers}, {network.n_layers}): got {layer}")
     mixer = network.layers[layer].mixer
-    if not isinstance(mixer, QuadraticRelation | LinearRelation):
-        raise ValueError(f"pairs are those of a relation mixer: layer {layer} has {type(mixer).__name__}")
     x = network.embed(tokens[None], 0)
     for block in network.layers[: layer % network.n_layers]:
         x = block(x)
+    while isinstance(mixer, InputStage):
+        x, mixer = mixer.prepare(x), mixer.mixer
+    if not isinstance(mixer, QuadraticRelation | LinearRelation):
+        raise ValueError(f"pairs are those of a relation mixer: layer {layer} has {type(mixer).__name__}")
     q, k = (t[0].float() for t in mixer.project(x))
     norms = torch.full((mixer.n_heads, len(tokens), len(tokens)), float("nan"))
     for i in range(len(tokens)):
@@ -50,7 +52,13 @@ def contributions(
     if isinstance(mixer, LinearRelation):
         return (normalise(q, mixer.norm, mixer.eps) + normalise(k, mixer.norm, mixer.eps)).exp()
     settings = mixer.pair_settings
-    return ACTIVATIONS[settings["activation"]](normalise(q + k, settings["norm"], settings["eps"]))
+    z = normalise(q + k, settings["norm"], settings["eps"])
+    gain = mixer.gain_at(torch.tensor(len(k) - 1, device=k.device))
+    pairs = ACTIVATIONS[settings["activation"]](z if gain is None else z * gain[:, None])
+    weights = pair_weights(
+        1, len(k), causal=True, window=settings.get("window"), slope=settings.get("slope"), like=k
+    )
+    return pairs * weights[:, 0].mT[..., None]
 
 
 def draw_pairs(norms: Float[Tensor, "T T"], names: list[str], position: int, title: str, path: Path) -> None:

@@ -12,8 +12,17 @@ from causalrn import report
 from causalrn.checkpoint import load_network, save_network
 from causalrn.cli import run_command
 from causalrn.decoding import generate
-from causalrn.models import LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
-from causalrn.ops import relation_quadratic
+from causalrn.models import (
+    LanguageModel,
+    LinearRelation,
+    LogLengthGain,
+    Mixer,
+    PairBias,
+    PositionalRelation,
+    QuadraticRelation,
+    ShortConvolution,
+    SoftmaxAttention,
+)
 from causalrn.pairs import contributions, pair_norms
 
 MIXERS = {
@@ -28,10 +37,31 @@ def make_network(mixer: Mixer) -> LanguageModel:
 
 
 def test_contributions_add_up_to_what_the_layer_computes() -> None:
-    for mixer in (QuadraticRelation(8, 12, n_heads=2), QuadraticRelation(8, 12, activation="elu")):
+    slopes = PairBias(slopes=[0.1, 0.0])
+    for mixer in (
+        QuadraticRelation(8, 12, n_heads=2),
+        QuadraticRelation(8, 12, activation="elu"),
+        PositionalRelation(8, 12, n_heads=2, gain=LogLengthGain(reference=4.0), bias=slopes),
+    ):
         q, k = (t.detach() for t in mixer.project(torch.randn(1, 9, 8)))
-        expected = relation_quadratic(q, k, **mixer.pair_settings)[0, -1]
+        expected = mixer.relate(q, k)[0, -1]
         assert_close(contributions(mixer, q[0, -1], k[0]).mean(0), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_behind_a_convolution_are_those_of_its_mixer() -> None:
+    network = make_network(ShortConvolution(LinearRelation(8, 12), 3))
+    tokens = torch.randint(29, (10,))
+    stage = network.layers[0].mixer
+    assert isinstance(stage, ShortConvolution)
+    relation = stage.mixer
+    assert isinstance(relation, LinearRelation)
+    seen = []
+    relation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(tokens[None])
+        q, k = relation.project(seen[0])
+        expected = contributions(relation, q[0, 7], k[0, :8]).norm(dim=-1).mT
+        assert_close(pair_norms(network, tokens, 0)[:, 7, :8], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -2,19 +2,59 @@
 
 from causalrn.models.attention import MLP, LinearAttention, SoftmaxAttention
 from causalrn.models.description import build, describe
+from causalrn.models.inputs import InputStage, ShortConvolution, TokenShift
 from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
-from causalrn.models.relation import LinearRelation, QuadraticRelation, QuadraticRelationWithoutPostNorm
+from causalrn.models.pair_terms import (
+    Alibi,
+    HardAlibi,
+    LearnedGain,
+    LearnedLogLengthGain,
+    LogLengthGain,
+    Nape,
+    PairBias,
+)
+from causalrn.models.positions import (
+    LearnedPositions,
+    NoPositions,
+    RandomPositions,
+    Rotary,
+    SinusoidalPositions,
+)
+from causalrn.models.relation import (
+    LinearRelation,
+    PositionalRelation,
+    PowerMeanRelation,
+    QuadraticRelation,
+    QuadraticRelationWithoutPostNorm,
+)
 
 __all__ = [
     "MLP",
+    "Alibi",
+    "HardAlibi",
+    "InputStage",
     "LanguageModel",
+    "LearnedGain",
+    "LearnedLogLengthGain",
+    "LearnedPositions",
     "LinearAttention",
     "LinearRelation",
+    "LogLengthGain",
     "Mixer",
+    "Nape",
+    "NoPositions",
+    "PairBias",
+    "PositionalRelation",
+    "PowerMeanRelation",
     "QuadraticRelation",
     "QuadraticRelationWithoutPostNorm",
+    "RandomPositions",
+    "Rotary",
+    "ShortConvolution",
+    "SinusoidalPositions",
     "SoftmaxAttention",
+    "TokenShift",
     "build",
     "describe",
 ]

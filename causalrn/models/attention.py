@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
+from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
+from causalrn.models.positions import Rotary
 from causalrn.models.state import PoolState
 from causalrn.ops import normalise
 
@@ -85,20 +87,85 @@ class Attention(Mixer):
 
 
 class SoftmaxAttention(Attention):
-    """Scaled dot-product attention (official `SelfAttention`); decoding keeps k and v of every position."""
+    """Scaled dot-product attention (official `SelfAttention`); decoding keeps k and v of every position.
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Float[Tensor, "B T C"]:
-        """Mixes the last T of the positions of k and v; `mask` (B, 1, 1, S) says which of these count."""
+    Args:
+        rotary: turns q and k by their positions; not at all if None.
+        gain: factor on the logits at each receiving position; 1 if None.
+        bias: slopes and windows of the heads; none if None.
+
+    Raises:
+        ValueError: a gain or bias of another number of heads, or an odd number of channels to turn.
+    """
+
+    # Queries whose pairs with every key are formed at a time, where a bias has to be.
+    BIASED_QUERIES = 256
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int = 1,
+        causal: bool = True,
+        norm: Literal["layer", "rms"] = "layer",
+        eps: float = 1e-5,
+        rotary: Rotary | None = None,
+        gain: Gain | None = None,
+        bias: PairBias | None = None,
+    ) -> None:
+        super().__init__(d_model, n_heads, causal, norm, eps)
+        check_pair_terms(gain, bias, n_heads)
+        if rotary is not None and d_model // n_heads % 2:
+            raise ValueError(f"rotary turns pairs of channels: got {d_model // n_heads} channels per head")
+        self.rotary = rotary
+        self.gain = gain
+        self.bias = bias
+
+    def reset_parameters(self, n_branches: int) -> None:
+        super().reset_parameters(n_branches)
+        if self.gain is not None:
+            self.gain.reset_parameters()
+
+    def project_at(
+        self, x: Float[Tensor, "B T C"], positions: Int[Tensor, "#B T"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each (B, T, H, D), with what depends on their own positions."""
+        q, k, v = self.project(x)
+        if self.rotary is not None:
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
+        if self.gain is not None:
+            q = q * self.gain(positions)[..., None].to(q.dtype)
+        return q, k, v
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, positions: Int[Tensor, "#B T"]
+    ) -> Float[Tensor, "B T C"]:
+        """Mixes the positions of k and v for the queries at `positions`, the last of each row's."""
         q, k, v = (rearrange(t, "b t h d -> b h t d") for t in (q, k, v))
         new, total = q.shape[2], k.shape[2]
-        if mask is None and self.causal and 1 < new < total:
-            mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-        is_causal = mask is None and self.causal and new == total
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        if self.bias is not None:
+            y = self.attend_biased(q, k, v, positions)
+        elif not self.causal or new == total:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            mask = (torch.arange(total, device=k.device) <= positions[..., None])[:, None]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(rearrange(y, "b h t d -> b t (h d)"))
 
+    def attend_biased(
+        self, q: Float[Tensor, "B H T D"], k: Tensor, v: Tensor, positions: Int[Tensor, "#B T"]
+    ) -> Float[Tensor, "B H T D"]:
+        assert self.bias is not None
+        keys = torch.arange(k.shape[2], device=k.device)
+        outputs = []
+        parts = zip(q.split(self.BIASED_QUERIES, 2), positions.split(self.BIASED_QUERIES, 1), strict=True)
+        for queries, places in parts:
+            mask = self.bias.log_weights(places, keys, self.causal).to(q.dtype)
+            outputs.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask))
+        return torch.cat(outputs, dim=2)
+
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.attend(*self.project(x))
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        return self.attend(*self.project_at(x, positions), positions)
 
     def init_state(
         self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
@@ -109,12 +176,12 @@ class SoftmaxAttention(Attention):
     def extend(
         self, x: Float[Tensor, "B T C"], state: tuple[PoolState, PoolState]
     ) -> tuple[Float[Tensor, "B T C"], tuple[PoolState, PoolState]]:
-        q, k, v = self.project(x)
+        seen, lengths = state[0].length, state[0].lengths
+        start = torch.tensor([[seen]], device=x.device) if lengths is None else lengths[:, None]
+        positions = start + torch.arange(x.shape[1], device=x.device)
+        q, k, v = self.project_at(x, positions)
         k, v = state[0].append(k).to(q.dtype), state[1].append(v).to(q.dtype)
-        mask = None
-        if state[0].lengths is not None:
-            mask = torch.arange(k.shape[1], device=k.device) < state[0].lengths[:, None, None, None]
-        return self.attend(q, k, v, mask), state
+        return self.attend(q, k, v, positions), state
 
     def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
         return 2 * pool_dtype.itemsize * length * self.d_model

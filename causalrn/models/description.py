@@ -13,7 +13,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
     Every constructor argument must be readable as an attribute of the same name.
     """
     init_args = {}
-    for name in inspect.signature(type(module)).parameters:
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        # A class without a constructor has that of nn.Module, which takes anything and uses nothing.
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         value = getattr(module, name)
         init_args[name] = describe(value) if isinstance(value, nn.Module) else value
     return {"class_path": f"{type(module).__module__}.{type(module).__qualname__}", "init_args": init_args}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from causalrn.models.attention import MLP
 from causalrn.models.mixer import Mixer, normal_linear_
+from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.ops import normalise
 from causalrn.ops.sequence_parallel import position_offset
 
@@ -45,7 +46,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Token and learned position embeddings, n_layers blocks, and a head on norm(x) (official `Model`).
+    """Token embeddings with positions, n_layers blocks, and a head on norm(x) (official `Model`).
 
     The relation networks have no MLP: the mixer is the whole block. The Transformers of the paper are an
     attention mixer with an MLP.
@@ -54,10 +55,14 @@ class LanguageModel(nn.Module):
         mixer: prototype of the mixer; each layer gets its own copy with its own initial values.
         vocab_size: number of token ids V.
         n_layers: number of blocks.
-        max_length: number of learned positions, the longest sequence the model takes.
+        max_length: the longest sequence the model takes, as many learned positions it has; None for no end.
         mlp: prototype of the position-wise branch, or None.
         norm: plain normalisation before the head.
         eps: added to the standard deviation of that normalisation.
+        positions: how embeddings say where they stand; None for the paper's learned positions.
+
+    Raises:
+        ValueError: an MLP of another width, or more positions wanted than there are.
     """
 
     def __init__(
@@ -65,21 +70,31 @@ class LanguageModel(nn.Module):
         mixer: Mixer,
         vocab_size: int,
         n_layers: int,
-        max_length: int,
+        max_length: int | None = None,
         mlp: MLP | None = None,
         norm: Literal["layer", "rms"] = "layer",
         eps: float = 1e-5,
+        positions: Positions | None = None,
     ) -> None:
         super().__init__()
         if mlp is not None and mlp.d_model != mixer.d_model:
             raise ValueError(f"mlp and mixer must share d_model: got {mlp.d_model} and {mixer.d_model}")
+        if positions is None and max_length is None:
+            raise ValueError("learned positions end somewhere: want a max_length, or other positions")
+        last = None if positions is None else positions.max_length
+        if last is not None and max_length is not None and max_length > last:
+            raise ValueError(f"max_length={max_length} is beyond the {last} positions of the scheme")
         self.vocab_size = vocab_size
         self.n_layers = n_layers
-        self.max_length = max_length
+        self.max_length = last if max_length is None else max_length
         self.norm: Literal["layer", "rms"] = norm
         self.eps = eps
         self.token_embedding = nn.Embedding(vocab_size, mixer.d_model)
-        self.position_embedding = nn.Embedding(max_length, mixer.d_model)
+        self.has_default_positions = positions is None
+        if positions is None:
+            assert max_length is not None
+            positions = LearnedPositions(max_length, mixer.d_model)
+        self.position_embedding = positions
         self.blocks = nn.ModuleList(Block(deepcopy(mixer), deepcopy(mlp)) for _ in range(n_layers))
         self.head = nn.Linear(mixer.d_model, vocab_size, bias=False)
         self.reset_parameters()
@@ -98,10 +113,15 @@ class LanguageModel(nn.Module):
     def mlp(self) -> MLP | None:
         return self.layers[0].mlp
 
+    @property
+    def positions(self) -> Positions | None:
+        """The constructor's argument: None where the scheme follows from max_length."""
+        return None if self.has_default_positions else self.position_embedding
+
     def reset_parameters(self) -> None:
         """Draws all initial values anew, as the official code does."""
         nn.init.normal_(self.token_embedding.weight)
-        nn.init.normal_(self.position_embedding.weight)
+        self.position_embedding.reset_parameters()
         n_branches = self.n_layers * (1 if self.mlp is None else 2)
         for block in self.layers:
             for branch in (block.mixer, block.mlp):
@@ -116,13 +136,13 @@ class LanguageModel(nn.Module):
             ValueError: a position at or above max_length.
         """
         end = tokens.shape[1] + int(start if isinstance(start, int) else start.max())
-        if end > self.max_length:
+        if self.max_length is not None and end > self.max_length:
             raise ValueError(
-                f"sequence of {end} positions is longer than the model's learned positions: max_length={self.max_length}"
+                f"sequence of {end} positions is longer than the model takes: max_length={self.max_length}"
             )
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         positions = steps + (start if isinstance(start, int) else start[:, None])
-        return self.token_embedding(tokens) + self.position_embedding(positions)
+        return self.position_embedding(self.token_embedding(tokens), positions)
 
     def unembed(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
         return self.head(normalise(x, self.norm, self.eps))

@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
+from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.state import PoolState
 from causalrn.ops import normalise, relation_linear, relation_quadratic
 from causalrn.ops.quadratic_step import relation_quadratic_step
@@ -104,11 +105,23 @@ class QuadraticRelation(Relation):
         pair_norm = self.norm if self.pre_norm == "exact" else "none"
         return {"eps": self.eps, "norm": pair_norm, "activation": activation}
 
+    def gain_at(self, positions: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape H"] | None:
+        """The factor on the normalised pairs at each receiving position; 1 if None."""
+        return None
+
     def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
-        out = relation_quadratic(q, k, causal=self.causal, **self.pair_settings)
+        positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
+        gain = self.gain_at(positions)
+        out = relation_quadratic(q, k, causal=self.causal, gain=gain, **self.pair_settings)
         if self.activation == "official_elu" and self.causal:
             out = out + official_mask_shift(out)
         return out
+
+    def relate_step(
+        self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B H D"]:
+        gain = self.gain_at(lengths - 1)
+        return relation_quadratic_step(q, pool, lengths, gain=gain, **self.pair_settings)
 
     def combine(self, out: Float[Tensor, "B T H D"]) -> Float[Tensor, "B T C"]:
         return self.out_proj(self.post_norm(rearrange(out, "b t h d -> b t (h d)")))
@@ -132,8 +145,7 @@ class QuadraticRelation(Relation):
         pool = state.append(k)
         if x.shape[1] > 1:
             return self.combine(self.relate(q, pool.to(q.dtype))), state
-        lengths = state.row_lengths(len(x), x.device)
-        out = relation_quadratic_step(q[:, 0], pool, lengths, **self.pair_settings)
+        out = self.relate_step(q[:, 0], pool, state.row_lengths(len(x), x.device))
         return self.combine(out[:, None]), state
 
     def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
@@ -145,6 +157,79 @@ class QuadraticRelationWithoutPostNorm(QuadraticRelation):
 
     def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
         return out
+
+
+class PositionalRelation(QuadraticRelation):
+    """The quadratic relation whose pairs know where they stand: the weight is exp(gain_ih z_ijh - slope_h |i - j|).
+
+    z_ijh = norm(q_i + k_j) over the channels of head h. A head may also have a window of the last positions, beyond
+    which no pair counts. Made for sequences longer than those of the training; without `gain` and `bias` it is the
+    paper's relation.
+
+    Args:
+        gain: factor on the normalised pairs, which sharpens as the receiving position grows; 1 if None.
+        bias: slopes and windows of the heads; none if None.
+
+    Raises:
+        ValueError: a gain or bias of another number of heads.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        n_heads: int = 1,
+        causal: bool = True,
+        norm: OutputNorm = "layer",
+        eps: float = 1e-5,
+        gain: Gain | None = None,
+        bias: PairBias | None = None,
+    ) -> None:
+        super().__init__(d_model, d_hidden, n_heads, causal, norm, eps)
+        check_pair_terms(gain, bias, n_heads)
+        self.gain = gain
+        self.bias = bias
+
+    def reset_parameters(self, n_branches: int) -> None:
+        super().reset_parameters(n_branches)
+        if self.gain is not None:
+            self.gain.reset_parameters()
+
+    @property
+    def pair_settings(self) -> dict[str, Any]:
+        bias = {} if self.bias is None else {"window": self.bias.window, "slope": self.bias.slope}
+        return {**super().pair_settings, **bias}
+
+    def gain_at(self, positions: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape H"] | None:
+        """The gain of every head in float32."""
+        if self.gain is None:
+            return None
+        return self.gain(positions).float().expand(*positions.shape, self.n_heads)
+
+
+class PowerMeanRelation(PositionalRelation):
+    """The positional relation as a power mean: (mean_j exp(gain_ih z_ijh))^(1 / gain_ih) in place of the mean alone.
+
+    A pair that outweighs all others then gives exp(z), whatever the gain: what the next layer reads does not change
+    its shape as the gain grows with the length.
+
+    Args:
+        gain: the order of the mean, above 0.
+    """
+
+    def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
+        positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
+        return self.take_root(super().relate(q, k), self.gain_at(positions))
+
+    def relate_step(
+        self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B H D"]:
+        return self.take_root(super().relate_step(q, pool, lengths), self.gain_at(lengths - 1))
+
+    def take_root(self, mean: Tensor, gain: Tensor | None) -> Tensor:
+        if gain is None:
+            return mean
+        return (mean.float().log() / gain[..., None]).exp().to(mean.dtype)
 
 
 class LinearRelation(Relation):
