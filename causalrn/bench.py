@@ -9,6 +9,7 @@ import torch
 from causalrn import (
     bench_data,
     bench_decode,
+    bench_extrapolation,
     bench_linear,
     bench_metrics,
     bench_quadratic,
@@ -39,6 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
         device = torch.device("cpu")
         name = f"decode_C{options.d_model}_D{options.d_hidden}"
         title = f"decode, float32, C {options.d_model}, D {options.d_hidden}, {options.layers} layers"
+    elif options.benchmark == "extrapolation":
+        record, panels = bench_extrapolation.run(options)
+        device = torch.device("cpu")
+        name = f"extrapolation_{options.name}"
+        title = "copying beyond the training length"
     elif options.benchmark == "data":
         record, panels = bench_data.run(options), {}
         record["targets"] = data_targets(record)
@@ -60,7 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
         if panels:
             machine = record["machine"]
             title = f"{title}, {machine.get('gpu', machine['cpu'])}"
-            plot_panels(path.with_suffix(".png"), title, "T [tokens]", panels)
+            shares = options.benchmark == "extrapolation"
+            axis = ("letters per string", "linear") if shares else ("T [tokens]", "log")
+            plot_panels(path.with_suffix(".png"), title, axis[0], panels, axis[1])
     print(json.dumps(record))
 
 
@@ -82,7 +90,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     bench_data.add_arguments(data)
     metrics = benchmarks.add_parser("metrics", help="what the training-time metrics take of a step")
     bench_metrics.add_arguments(metrics)
-    for benchmark in (relation, decode, step, data, metrics):
+    extrapolation = benchmarks.add_parser(
+        "extrapolation", help="copying beyond the training length, by checkpoints of one recipe"
+    )
+    bench_extrapolation.add_arguments(extrapolation)
+    for benchmark in (relation, decode, step, data, metrics, extrapolation):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)

@@ -125,7 +125,7 @@ def file_record(folder: Path, name: str, record: dict[str, Any]) -> Path:
     return path
 
 
-def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines]) -> None:
+def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines], y_scale: str = "log") -> None:
     """Draws lines over a shared logarithmic x axis, one panel per y label, into a PNG file."""
     import matplotlib
 
@@ -138,7 +138,7 @@ def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines]) 
             axis.plot(x, y, marker="o", markersize=3, label=label)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.set(yscale="log", xlabel=x_label, ylabel=y_label)
+        axis.set(yscale=y_scale, xlabel=x_label, ylabel=y_label)
         axis.grid(which="both", alpha=0.2)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=9)
