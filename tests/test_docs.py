@@ -18,6 +18,7 @@ PAGES = ["start.md", "experiments.md", "metrics.md", "model.md"]
 ELSEWHERE = {
     "data.md": "tests/datamodules/test_docs.py",
     "decoding.md": "tests/test_decoding_docs.py",
+    "positions.md": "tests/test_bench_extrapolation.py",
     "cluster.md": "tests/slurm",
 }
 DOCS = ROOT / "docs"
