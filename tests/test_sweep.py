@@ -220,7 +220,9 @@ def test_a_sweep_survives_a_kill(
     assert process.returncode == (130 if number == signal.SIGTERM else -number)
     # Killed, a sweep leaves its run alone, which goes on; a new sweep waits for it. Told to end, it ends the run.
     if number == signal.SIGTERM:
-        assert folder.lock_point(point) is not None
+        lock = folder.lock_point(point)
+        assert lock is not None
+        lock.close()
     run(path)
     printed = capsys.readouterr().out
     assert folder.state(point) == "finished"

@@ -1,6 +1,7 @@
 """Collects the results of all points into one table: results.csv, and results.parquet where pyarrow is installed."""
 
 import csv
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -27,16 +28,18 @@ def collect(sweep: Sweep, folder: SweepFolder) -> list[Row]:
         if (results := read_results(run_dir)) is not None:
             row |= {"step": results.get("step"), "seconds": results.get("seconds"), **results["metrics"]}
         if sweep.goal is not None:
-            row["goal_step"] = goal_step(run_dir, sweep.goal)
+            row["goal_step"] = goal_step(run_dir, sweep.goal, row.get("step"))
         rows.append(row)
     return rows
 
 
-def goal_step(run_dir: Path, goal: Goal) -> int | None:
-    """The first step at which the metric reached the goal, or None."""
+def goal_step(run_dir: Path, goal: Goal, last_step: int | None) -> int | None:
+    """The optimizer steps taken when the metric first reached the goal, or None."""
     path = run_dir / "metrics.csv"
     rows = read_metrics(path) if path.exists() else []
-    return next((int(row["step"]) for row in rows if row.get(goal.metric, -1e300) >= goal.at_least), None)
+    steps = (int(row["step"]) for row in rows if row.get(goal.metric, -math.inf) >= goal.at_least)
+    # A row carries the index of the step after which it was logged; the closing one the number of steps.
+    return next((step if step == last_step else step + 1 for step in steps), None)
 
 
 def write_table(rows: list[Row], folder: Path) -> list[Path]:
