@@ -11,7 +11,7 @@ from datamodules import prepare
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMPLETE = [path for path in CONFIGS if {"model", "data"} <= yaml.safe_load(path.read_text()).keys()]
-OVERLAYS = [path for path in CONFIGS if path.parent.name in ("trainer", "mixer")]
+OVERLAYS = [path for path in CONFIGS if path.parent.name in ("trainer", "mixer", "logger")]
 # tests/test_sweep.py reads every point of them.
 SWEEPS = [path for path in CONFIGS if path.parent.name == "sweeps"]
 # Configs of a corpus that a user brings.
@@ -53,6 +53,8 @@ def test_complete_config_takes_a_step(path: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)
 def test_overlay_takes_a_step_over_the_quickstart(path: Path, tmp_path: Path) -> None:
+    if path.parent.name == "logger":
+        pytest.importorskip(path.stem)
     # What splits a sequence splits the linear relation.
     mixer = "linear_relation" if path.stem == "sequence_parallel" else ""
     bases = [
