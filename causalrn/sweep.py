@@ -18,6 +18,7 @@ from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
 from causalrn.sweeps.local import LocalRunner
 from causalrn.sweeps.points import Plan, StepTimer, plan_points
+from causalrn.sweeps.record import file_table
 from causalrn.sweeps.slurm import write_script
 from causalrn.sweeps.table import collect, print_table, wide_console, write_table
 from causalrn.sweeps.view import duration, progress_view
@@ -34,7 +35,7 @@ def main(args: list[str] | None = None) -> None:
         run_point(sweep, folder, options.point)
         return
     if options.collect:
-        show_table(sweep, folder)
+        show_table(sweep, folder, options.record)
         return
     chosen = choose_points(sweep, folder, options.only, options.retry_failed)
     plans = plan_points(sweep)
@@ -49,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
             script = write_script(sweep, folder, chosen, options.jobs, options.sbatch)
             print(f"{len(chosen)} points; submit them with: sbatch {script}")
             return
-        run_here(sweep, folder, chosen, options.jobs)
+        run_here(sweep, folder, chosen, options.jobs, options.record)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--retry-failed", action="store_true", help="run only the points that failed")
     parser.add_argument("--dry-run", action="store_true", help="print the points and their estimated cost")
+    parser.add_argument("--record", type=Path, help="folder to file the table in as a dated benchmark")
     parser.add_argument("--collect", action="store_true", help="only write and print the table")
     parser.add_argument(
         "--slurm", action="store_true", help="write an sbatch script that runs the points as a job array"
@@ -132,7 +134,7 @@ def dry_run(sweep: Sweep, folder: SweepFolder, plans: list[Plan], chosen: list[P
     )
 
 
-def run_here(sweep: Sweep, folder: SweepFolder, chosen: list[Point], jobs: int) -> None:
+def run_here(sweep: Sweep, folder: SweepFolder, chosen: list[Point], jobs: int, record: Path | None) -> None:
     finished = sum(folder.state(point) == "finished" for point in sweep.points)
     print(
         f"{len(chosen)} points to run, {finished} of {len(sweep.points)} finished; folder {folder.path}",
@@ -142,7 +144,7 @@ def run_here(sweep: Sweep, folder: SweepFolder, chosen: list[Point], jobs: int) 
         with progress_view() as view:
             LocalRunner(folder, chosen, jobs, view).run()
     finally:
-        show_table(sweep, folder)
+        show_table(sweep, folder, record)
     if any(folder.failure(point).exists() for point in sweep.points):
         raise SystemExit(1)
 
@@ -179,7 +181,7 @@ def run_point(sweep: Sweep, folder: SweepFolder, index: int) -> None:
 
 
 @rank_zero_only
-def show_table(sweep: Sweep, folder: SweepFolder) -> None:
+def show_table(sweep: Sweep, folder: SweepFolder, record: Path | None) -> None:
     """Writes and prints the table, and lists what failed with its last lines.
 
     Raises:
@@ -189,6 +191,7 @@ def show_table(sweep: Sweep, folder: SweepFolder) -> None:
     if all(row["state"] == "new" for row in rows):
         raise ValueError(f"{folder.path} has no results yet: none of the {len(rows)} points was started")
     paths = write_table(rows, folder.path)
+    paths += file_table(sweep, folder, rows, record) if record is not None else []
     print_table(rows, sweep.axes)
     failed = [point for point in sweep.points if folder.state(point) == "failed"]
     for point in failed:
@@ -197,7 +200,7 @@ def show_table(sweep: Sweep, folder: SweepFolder) -> None:
         print("\n".join(f"    {line}" for line in lines))
     if failed:
         print(f"{len(failed)} failed; run them again with --retry-failed, or one with --only NAME")
-    print(f"table in {' and '.join(str(path) for path in paths)}", file=sys.stdout, flush=True)
+    print(f"table in {', '.join(str(path) for path in paths)}", file=sys.stdout, flush=True)
 
 
 if __name__ == "__main__":

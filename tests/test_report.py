@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from causalrn import report
-from causalrn.reporting import views
+from causalrn.reporting import facts, views
 from causalrn.reporting.runs import find_runs
 from causalrn.reporting.svg import Scale, line_chart, thinned
 from tests.test_fit import CONFIG, error_of
@@ -67,10 +67,10 @@ def test_tables_say_what_the_runs_say(runs: Path) -> None:
     (ablation,) = views.ablation_maps([run for run in find_runs([runs]) if "pre_norm" in run.name])
     assert (ablation.rows, ablation.columns) == (["exact pre-norm", "approx pre-norm"], ["exp", "relu"])
     assert [[cell.share for cell in row] for row in ablation.cells] == [[1.0, 0.5], [0.5, 0.5]]
-    cost = views.cost_table(found)
+    cost = facts.cost_table(found)
     assert cost is not None
     assert [cell.text for cell in cost.cells[0]] == ["1,200", "12"]
-    configs = views.config_table(found)
+    configs = facts.config_table(found)
     assert configs is not None
     assert configs.columns == ["length", "class_path"] or configs.columns == ["class_path", "length"]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,9 +185,35 @@ def test_finished_points_are_skipped_and_failed_ones_retried_alone(
         run(path, "--retry-failed")
     assert folder.log(good).read_text().count("run folder") == 1
     assert folder.log(bad).read_text().count("run folder") == 2
+    run(path, "--collect", "--record", str(tmp_path / "benchmarks"))
+    (record,) = (tmp_path / "benchmarks").glob("*_sweep_grid.json")
+    content = json.loads(record.read_text())
+    assert content["unfinished"] == [bad.name]
+    assert content["rows"][0]["val/loss"] == results["metrics"]["val/loss"]
+    assert {"cpu", "torch", "date", "command", "runs_on"} <= set(content)
+    assert record.with_suffix(".csv").read_text() == (out / "results.csv").read_text()
+    assert record.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     # The folder remembers with which settings its points were run.
     other = write({"set": {STEPS: 9}, "grid": {RATE: [1e-3, 1e38]}})
     assert "trainer.max_steps was 6 and is 9" in error_of(sweep.main, ["--config", str(other)], capsys)
+
+
+def test_the_page_on_sweeps_says_what_the_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    for names_, points in re.findall(r"^\| (`.*\.yaml`) \| ([\d, ]+) \|", page, re.MULTILINE):
+        found = [read_sweep(ROOT / "configs" / "sweeps" / name) for name in re.findall(r"`(.*?)`", names_)]
+        assert [len(one.points) for one in found] == [int(count) for count in points.split(", ")]
+    for line in re.findall(r"^python -m causalrn.sweep (.*)$", page, re.MULTILINE):
+        sweep.make_parser().parse_args(line.split())
+    for option in set(re.findall(r"`(--[a-z-]+)", page)) - {"--config", "--output", "--figures", "--metrics"}:
+        assert option in sweep.make_parser().format_help()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "configs" / "sweeps" / "copying_small.yaml"
+    (tmp_path / "example.yaml").write_text(example.replace("../", f"{path.parent.parent}/"))
+    assert len(plan_points(read_sweep(tmp_path / "example.yaml"))) == 9
 
 
 def start(path: Path) -> subprocess.Popen[str]:

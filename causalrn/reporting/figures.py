@@ -20,15 +20,23 @@ def draw_figures(runs: Sequence[Run], metrics: Sequence[str], folder: Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     groups = views.variants(runs)
     names = {id(run): name for name, members in groups.items() for run in members}
+    order = list(groups)
     paths = []
     for metric in metrics:
         lines = [(names[id(run)], run.series(metric)) for run in runs if run.series(metric)]
-        paths += draw_panels({metric: lines}, "step", folder / re.sub(r"\W+", "_", metric), is_share(metric))
+        paths += draw_panels(
+            {metric: lines}, order, "step", folder / re.sub(r"\W+", "_", metric), is_share(metric)
+        )
     if panels := views.lines_over_steps(runs):
-        paths += draw_panels(panels, "step", folder / "copying_over_steps", True)
+        paths += draw_panels(panels, order, "step", folder / "copying_over_steps", True)
     if lines := views.lines_over_length(runs):
         paths += draw_panels(
-            {"copy accuracy": lines}, "letters per string", folder / "copying_over_length", True, True
+            {"copy accuracy": lines},
+            [*order, *(name for name, _ in lines if name not in order)],
+            "letters per string",
+            folder / "copying_over_length",
+            True,
+            True,
         )
     if maps := views.ablation_maps(runs):
         paths += draw_maps(maps, folder / "ablation")
@@ -36,8 +44,14 @@ def draw_figures(runs: Sequence[Run], metrics: Sequence[str], folder: Path) -> l
 
 
 def draw_panels(
-    panels: dict[str, list[views.Line]], x_label: str, path: Path, share: bool, log_x: bool = False
+    panels: dict[str, list[views.Line]],
+    order: Sequence[str],
+    x_label: str,
+    path: Path,
+    share: bool = False,
+    log_x: bool = False,
 ) -> list[Path]:
+    """Panels side by side, with one colour for each name in `order`."""
     pyplot = headless_pyplot()
     figure, axes = pyplot.subplots(
         1,
@@ -47,7 +61,6 @@ def draw_panels(
         sharey=True,
         layout="constrained",
     )
-    order = list(dict.fromkeys(name for lines in panels.values() for name, _ in lines))
     handles = {}
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for name, points in lines:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from causalrn.reporting import views
+from causalrn.reporting import facts, views
 from causalrn.reporting.runs import Run
 from causalrn.reporting.svg import line_chart
 
@@ -32,18 +32,21 @@ def render(runs: Sequence[Run], metrics: Sequence[str], title: str) -> str:
         metrics: those to draw over steps.
         title: of the page.
     """
-    groups = {id(run): name for name, members in views.variants(runs).items() for run in members}
+    variants = views.variants(runs)
+    groups = {id(run): name for name, members in variants.items() for run in members}
     by_run = len(runs) <= MAX_COLOURED_RUNS
     labels = {id(run): run.name if by_run else groups[id(run)] for run in runs}
-    colours = number_names([*groups.values()]) | number_names([labels[id(run)] for run in runs])
+    colours = number_names(list(variants))
+    if by_run:
+        colours |= number_names([run.name for run in runs])
 
     curves = []
     for metric in metrics:
         lines = [(labels[id(run)], run.series(metric)) for run in runs if run.series(metric)]
         svg = line_chart(lines, colours, x_label="step", share=is_share(metric))
-        curves.append(Chart(metric, svg, unique(name for name, _ in lines)))
+        curves.append(Chart(metric, svg, names_of(lines, colours)))
     over_steps = [
-        Chart(name, line_chart(lines, colours, x_label="step", share=True), unique(name for name, _ in lines))
+        Chart(name, line_chart(lines, colours, x_label="step", share=True), names_of(lines, colours))
         for name, lines in views.lines_over_steps(runs).items()
     ]
     lengths = views.lines_over_length(runs)
@@ -51,7 +54,7 @@ def render(runs: Sequence[Run], metrics: Sequence[str], title: str) -> str:
     over_length = Chart(
         "copy accuracy over string length",
         line_chart(lengths, colours, x_label="letters per string", log_x=True, share=True),
-        unique(name for name, _ in lengths),
+        names_of(lengths, colours),
     )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -70,10 +73,10 @@ def render(runs: Sequence[Run], metrics: Sequence[str], title: str) -> str:
         over_steps=over_steps,
         over_length=over_length if lengths else None,
         ablation=views.ablation_maps(runs),
-        cost=views.cost_table(runs),
-        configs=views.config_table(runs),
-        machines=views.machines(runs),
-        number=views.number,
+        cost=facts.cost_table(runs),
+        configs=facts.config_table(runs),
+        machines=facts.machines(runs),
+        number=facts.number,
     )
 
 
@@ -81,10 +84,11 @@ def is_share(metric: str) -> bool:
     return any(word in metric for word in ("accuracy", "exact_match", "share", "utilization", "utilisation"))
 
 
-def unique(names) -> list[str]:
-    return list(dict.fromkeys(names))
+def names_of(lines: Sequence[views.Line], colours: dict[str, int]) -> list[str]:
+    """The names of lines, once each, in the order of their colours."""
+    return sorted({name for name, _ in lines}, key=colours.__getitem__)
 
 
 def number_names(names: Sequence[str], start: int = 0) -> dict[str, int]:
     """The number of a colour for each name, in the order of their first appearance."""
-    return {name: start + index for index, name in enumerate(unique(names))}
+    return {name: start + index for index, name in enumerate(dict.fromkeys(names))}

@@ -14,8 +14,8 @@ from causalrn.loggers import read_metrics
 MODELS = {
     "QuadraticRelation": "Quadratic CausalRN",
     "QuadraticRelationWithoutPostNorm": "Quadratic CausalRN",
-    "LinearRelation": "Linear CausalRN",
     "SoftmaxAttention": "Transformer",
+    "LinearRelation": "Linear CausalRN",
     "LinearAttention": "Linear Transformer",
 }
 NETWORK = "model.init_args.network.init_args"

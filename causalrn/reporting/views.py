@@ -1,4 +1,4 @@
-"""Arranges runs into what a report shows: copying table, ablation, throughput, differences of configs, machines."""
+"""Arranges runs into what a report shows of their results: copying table, accuracy over steps and length, ablation."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from causalrn.reporting.runs import NETWORK, Run
+from causalrn.reporting.runs import MODELS, NETWORK, Run
 
 # What differs between runs of one experiment without making another model of it.
 NOT_OF_A_MODEL = (
@@ -18,9 +18,10 @@ NOT_OF_A_MODEL = (
     "data.init_args.length",
     f"{NETWORK}.max_length",
 )
-COST = re.compile(r"train/.*(per_second|seconds|memory|bytes|share|wait|flops|utili[sz]ation)")
 EXACT = "val/exact_match"
 LEARNED = 0.99
+# A cell without a value.
+ABSENT = "—"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def telling(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
 
 def variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of one model and setting, at any length and seed, by a name that tells the settings apart."""
-    by_model: dict[str, list[Run]] = {}
+    # The paper's order of models.
+    by_model: dict[str, list[Run]] = {model: [] for model in MODELS.values()}
     for run in runs:
         by_model.setdefault(run.model, []).append(run)
     found: dict[str, list[Run]] = {}
@@ -158,7 +160,7 @@ def accuracy_cell(runs: Sequence[Run], metric: str = "val/copy_accuracy") -> Cel
         if run.final.get(metric) == run.final.get(metric) and metric in run.final
     ]
     if not values:
-        return Cell("failed" if any(failed(run) for run in runs) else "—")
+        return Cell("failed" if any(failed(run) for run in runs) else ABSENT)
     unfinished = [run for run in runs if not run.finished]
     note = f"at step {max(run.last_step for run in unfinished)}, unfinished" if unfinished else ""
     return Cell(mean_text(values), statistics.fmean(values), note)
@@ -171,7 +173,7 @@ def steps_cell(runs: Sequence[Run]) -> Cell:
         return Cell(f"{statistics.fmean(reached):.0f}")
     if reached:
         return Cell(f"{statistics.fmean(reached):.0f}", note=f"{len(reached)} of {len(steps)} runs")
-    return Cell(f"> {max(run.last_step for run in runs)}" if runs else "—")
+    return Cell(f"> {max(run.last_step for run in runs)}" if runs else ABSENT)
 
 
 def failed(run: Run) -> bool:
@@ -241,7 +243,8 @@ def ablation_maps(runs: Sequence[Run]) -> list[Grid]:
                 ]
                 for pre in rows
             ]
-            if members:
+            # A length that was trained in one setting only compares nothing.
+            if sum(cell.text != ABSENT for row in cells for cell in row) > 1:
                 title = f"{post} post-normalisation, S = {length}"
                 maps.append(Grid(title, [f"{pre} pre-norm" for pre in rows], columns, cells))
     return maps
@@ -252,54 +255,3 @@ def ablation_cell(runs: Sequence[Run]) -> Cell:
     steps = steps_cell(runs)
     note = f"{steps.text} steps" if cell.share is not None and not cell.note else cell.note
     return Cell(cell.text, cell.share, note)
-
-
-def cost_table(runs: Sequence[Run]) -> Grid | None:
-    """Medians of what training cost: throughput, step time, memory, and whatever else of that kind was logged."""
-    names = [name for name in metric_names(runs) if COST.match(name)]
-    if not names:
-        return None
-    cells = []
-    for run in runs:
-        found = [[value for _, value in run.series(name)] for name in names]
-        total = [Cell(f"{run.seconds:,.0f}" if run.seconds is not None else "—")]
-        cells.append(
-            [*(Cell(number(statistics.median(values)) if values else "—") for values in found), *total]
-        )
-    columns = [name.removeprefix("train/").replace("_", " ") for name in names]
-    return Grid("", [run.name for run in runs], [*columns, "seconds in all"], cells)
-
-
-def number(value: float) -> str:
-    if value >= 1e9:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def config_table(runs: Sequence[Run]) -> Grid | None:
-    keys = differences(runs)
-    if not keys:
-        return None
-    cells = [
-        [Cell(value_text(run.config.get(key)) if key in run.config else "—") for key in keys] for run in runs
-    ]
-    return Grid("", [run.name for run in runs], short_keys(keys), cells)
-
-
-def machines(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[str]]]:
-    """Each kind of machine and version that runs were made on, with the names of its runs."""
-    found: dict[str, tuple[dict[str, str], list[str]]] = {}
-    for run in runs:
-        known = run.environment
-        facts = {
-            "git revision": known.get("git_revision") or "unknown",
-            "accelerators": ", ".join(known.get("accelerators") or []) or "none",
-            "processor": known.get("cpu"),
-            "threads": known.get("cpu_threads"),
-            "system": known.get("platform"),
-            "python": known.get("python"),
-            **(known.get("packages") or {}),
-        }
-        plain = {name: str(value) for name, value in facts.items() if value is not None}
-        found.setdefault(json.dumps(plain), (plain, []))[1].append(run.name)
-    return list(found.values())
