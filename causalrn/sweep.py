@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
         folder.check_settings(
             {point.name: plan.settings for point, plan in zip(sweep.points, plans, strict=True)}
         )
-        if options.slurm:
+        if options.slurm and chosen:
             script = write_script(sweep, folder, chosen, options.jobs, options.sbatch)
             print(f"{len(chosen)} points; submit them with: sbatch {script}")
             return
@@ -144,7 +144,9 @@ def run_here(sweep: Sweep, folder: SweepFolder, chosen: list[Point], jobs: int, 
         with progress_view() as view:
             LocalRunner(folder, chosen, jobs, view).run()
     finally:
-        show_table(sweep, folder, record)
+        # Ended before anything was started, there is nothing to show.
+        if any(folder.state(point) != "new" for point in sweep.points):
+            show_table(sweep, folder, record)
     if any(folder.failure(point).exists() for point in sweep.points):
         raise SystemExit(1)
 

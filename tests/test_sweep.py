@@ -1,6 +1,7 @@
 """Sweeps: the grid, checks before anything starts, runs that are killed, fail and resume, and the table."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -9,17 +10,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
+from rich.console import Console
+from rich.live import Live
 
 from causalrn import sweep
 from causalrn.loggers import read_metrics
+from causalrn.sweep import choose_points
 from causalrn.sweeps.folder import SweepFolder
 from causalrn.sweeps.grid import read_sweep
+from causalrn.sweeps.local import LocalRunner
 from causalrn.sweeps.points import plan_points
 from causalrn.sweeps.slurm import ranges
+from causalrn.sweeps.view import LiveView
 from tests.test_fit import CONFIG, error_of
 
 ROOT = Path(__file__).parents[1]
@@ -181,8 +187,15 @@ def test_finished_points_are_skipped_and_failed_ones_retried_alone(
     assert float(rows[good.name]["val/loss"]) == results["metrics"]["val/loss"]
     parquet = pytest.importorskip("pyarrow.parquet")
     assert parquet.read_table(out / "results.parquet").column("point").to_pylist() == [good.name, bad.name]
-    with pytest.raises(SystemExit):
-        run(path, "--retry-failed")
+    assert choose_points(read_sweep(path), folder, None, retry_failed=True) == [bad]
+    assert choose_points(read_sweep(path), folder, ["*=1e+38"], retry_failed=False) == [bad]
+    # As on a terminal.
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Live(console=terminal) as live:
+        LocalRunner(folder, [bad], 1, LiveView(live)).run()
+    shown = cast(io.StringIO, terminal.file).getvalue()
+    for word in ("started  learning_rate=1e+38", "0 of 1 finished, 1 running", "1 failed", "step 0"):
+        assert word in shown
     assert folder.log(good).read_text().count("run folder") == 1
     assert folder.log(bad).read_text().count("run folder") == 2
     run(path, "--collect", "--record", str(tmp_path / "benchmarks"))

@@ -89,12 +89,11 @@ class SweepFolder:
             with suppress(json.JSONDecodeError):
                 known = json.loads(path.read_text())
         for name, here in settings.items():
-            there = known.get(name, here)
-            changed = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+            there = known.get(name, {})
+            # Another version of the code may know further settings.
+            changed = [key for key in here if key in there and there[key] != here[key]]
             if changed and (self.path / name).exists():
-                values = "; ".join(
-                    f"{key} was {there.get(key)!r} and is {here.get(key)!r}" for key in changed[:3]
-                )
+                values = "; ".join(f"{key} was {there[key]!r} and is {here[key]!r}" for key in changed[:3])
                 raise ValueError(
                     f"{self.path} holds the point {name} with other settings: {values}; want another --output, "
                     "or move that folder away"

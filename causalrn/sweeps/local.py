@@ -140,6 +140,7 @@ class LocalRunner:
             self.view.event(f"finished {job.point.name} ({job.seconds:.0f} s)")
             return
         reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        reason = reason if code else "ended before its last step"
         self.folder.record_failure(job.point, reason)
         self.failed.append(job.point)
         self.view.event(f"failed   {job.point.name}: {reason}; {last_lines(self.folder.log(job.point), 1)}")
