@@ -25,6 +25,7 @@ from causalrn.sweeps.grid import read_sweep
 from causalrn.sweeps.local import LocalRunner
 from causalrn.sweeps.points import plan_points
 from causalrn.sweeps.slurm import ranges
+from causalrn.sweeps.table import collect
 from causalrn.sweeps.view import LiveView
 from tests.test_fit import CONFIG, error_of
 
@@ -273,7 +274,7 @@ def test_a_sweep_survives_a_kill(
 
 
 def test_states_of_a_point(write, tmp_path: Path) -> None:
-    path = write({"grid": {"seed_everything": [1]}})
+    path = write({"grid": {"seed_everything": [1]}, "goal": {"metric": "val/loss", "at_least": 0.1}})
     (point,) = read_sweep(path).points
     folder = SweepFolder(tmp_path / "out")
     folder.prepare()
@@ -293,6 +294,13 @@ def test_states_of_a_point(write, tmp_path: Path) -> None:
     assert folder.arguments(point) == [f"--resume={run_dir}"]
     (run_dir / "results.json").write_text('{"step": 4, "metrics": {}}')
     assert folder.state(point) == "finished"
+    # A file that is no metrics costs its row's goal, not the table.
+    (run_dir / "metrics.csv").write_text("step,val/loss\nhello,world\n")
+    (row,) = collect(read_sweep(path), folder)
+    assert row["note"].startswith("metrics.csv cannot be read")
+    (run_dir / "metrics.csv").write_text("step,val/loss\n3,0.5\n4,0.")
+    (row,) = collect(read_sweep(path), folder)
+    assert row["goal_step"] == 4
 
 
 @pytest.mark.slow

@@ -28,7 +28,10 @@ def collect(sweep: Sweep, folder: SweepFolder) -> list[Row]:
         if (results := read_results(run_dir)) is not None:
             row |= {"step": results.get("step"), "seconds": results.get("seconds"), **results["metrics"]}
         if sweep.goal is not None:
-            row["goal_step"] = goal_step(run_dir, sweep.goal, row.get("step"))
+            try:
+                row["goal_step"] = goal_step(run_dir, sweep.goal, row.get("step"))
+            except (ValueError, KeyError, TypeError) as error:
+                row["note"] = f"metrics.csv cannot be read: {error}"
         rows.append(row)
     return rows
 
