@@ -103,6 +103,8 @@ def test_tensorboard_and_wandb_continue_one_run(config: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+# MLflow's own use of its packages.
+@pytest.mark.filterwarnings("default")
 def test_mlflow_continues_one_run(config: Path, tmp_path: Path) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
     run_dir = tmp_path / "run"
