@@ -246,7 +246,11 @@ def ablation_maps(runs: Sequence[Run]) -> list[Grid]:
             # A length that was trained in one setting only compares nothing.
             if sum(cell.text != ABSENT for row in cells for cell in row) > 1:
                 title = f"{post} post-normalisation, S = {length}"
-                maps.append(Grid(title, [f"{pre} pre-norm" for pre in rows], columns, cells))
+                maps.append(
+                    Grid(
+                        title, [f"{'no' if pre == 'none' else pre} pre-norm" for pre in rows], columns, cells
+                    )
+                )
     return maps
 
 
