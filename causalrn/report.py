@@ -15,7 +15,6 @@ from causalrn.decoding import check_prompts, generate
 from causalrn.models import LanguageModel
 from causalrn.pairs import describe_row, draw_pairs, pair_norms
 
-
 VERBS = ("pairs", "diagnostics", "results")
 
 
@@ -30,7 +29,9 @@ def main(args: list[str] | None = None) -> None:
 
 def make_runs_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m causalrn.report", description=__doc__, epilog=f"Other reports: {', '.join(VERBS)} --help"
+        prog="python -m causalrn.report",
+        description=__doc__,
+        epilog=f"Other reports: {', '.join(VERBS)} --help",
     )
     report_runs.add_arguments(parser)
     parser.set_defaults(run=report_runs.run)

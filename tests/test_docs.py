@@ -18,6 +18,7 @@ PAGES = ["start.md", "experiments.md", "metrics.md", "model.md"]
 ELSEWHERE = {
     "data.md": "tests/datamodules/test_docs.py",
     "decoding.md": "tests/test_decoding_docs.py",
+    "sweeps.md": "tests/test_sweep.py",
     "cluster.md": "tests/slurm",
 }
 DOCS = ROOT / "docs"
