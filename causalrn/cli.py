@@ -19,11 +19,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from causalrn.callbacks import FiniteLoss, Norms, RunFolder, Throughput, progress_bar
 from causalrn.lit_module import LanguageModelModule
-from causalrn.loggers import MetricsCSV
+from causalrn.loggers import MetricsCSV, TensorBoardEvents
+from causalrn.trackers import MLflowRun, WandbRun
 
 # The first process of a run names the folder for the ranks that it starts.
 RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
@@ -78,7 +78,7 @@ class CausalRNCLI(LightningCLI):
         loggers = self.config_init["trainer"]["logger"]
         kwargs["logger"] = [
             MetricsCSV(str(self.run_dir)),
-            TensorBoardLogger(str(self.run_dir), name="", version=""),
+            TensorBoardEvents(str(self.run_dir)),
             *(
                 loggers
                 if isinstance(loggers, list)
@@ -87,6 +87,9 @@ class CausalRNCLI(LightningCLI):
                 else []
             ),
         ]
+        for logger in kwargs["logger"]:
+            if isinstance(logger, WandbRun | MLflowRun):
+                logger.use_run(self.run_dir, config)
         kwargs["default_root_dir"] = str(self.run_dir)
         callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]

@@ -1,13 +1,16 @@
-"""A CSV file of metrics that a resumed run continues instead of deleting it."""
+"""A CSV file of metrics and TensorBoard events that a resumed run continues, with no step twice."""
 
 import csv
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from tensorboard.compat.proto import event_pb2
 
 
 class MetricsCSV(Logger):
@@ -99,6 +102,25 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.path)
+
+
+class TensorBoardEvents(TensorBoardLogger):
+    """TensorBoard events in the run folder; what an ended process logged beyond its last checkpoint is hidden."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="")
+        self._started = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._started and step is not None:
+            self._started = True
+            # TensorBoard drops the events of earlier files from this step on (SummaryWriter's purge_step, which
+            # would have to be known before the checkpoint is read).
+            events: Any = event_pb2
+            start = events.Event(step=step, session_log=events.SessionLog(status=events.SessionLog.START))
+            self.experiment._get_file_writer().add_event(start, step)
+        super().log_metrics(metrics, step)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

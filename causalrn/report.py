@@ -1,11 +1,12 @@
-"""Shows what a trained model does, and what was measured: `python -m causalrn.report pairs|diagnostics|results ...`."""
+"""Shows runs as a page, `python -m causalrn.report RUNS...`, and models and records, `... report pairs|diagnostics|results`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
-from causalrn import report_diagnostics, report_results
+from causalrn import report_diagnostics, report_results, report_runs
 from causalrn.callbacks.run_folder import write_json
 from causalrn.checkpoint import network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
@@ -14,11 +15,27 @@ from causalrn.decoding import check_prompts, generate
 from causalrn.models import LanguageModel
 from causalrn.pairs import describe_row, draw_pairs, pair_norms
 
+VERBS = ("pairs", "diagnostics", "results")
+
 
 def main(args: list[str] | None = None) -> None:
-    options = make_parser().parse_args(args)
+    args = sys.argv[1:] if args is None else args
+    # A folder of the name of a verb is given as ./pairs.
+    parser = make_parser() if args and args[0] in VERBS else make_runs_parser()
+    options = parser.parse_args(args)
     quiet_libraries()
     options.run(options)
+
+
+def make_runs_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m causalrn.report",
+        description=__doc__,
+        epilog=f"Other reports: {', '.join(VERBS)} --help",
+    )
+    report_runs.add_arguments(parser)
+    parser.set_defaults(run=report_runs.run)
+    return parser
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from datamodules.documents import Span
 from datamodules.downloads import PackageFile, cache_folder, fetch, open_member
 from datamodules.errors import DocumentError
 from datamodules.packing import PackSettings
+from datamodules.parquet_lines import open_lines, parquet_parts
 from datamodules.planning import Plan, cut_document
 
 STATE_OF_THE_UNION = Path(__file__).parent / "corpora" / "state_of_the_union.jsonl.xz"
@@ -181,8 +182,11 @@ def _local(given: Path, source: Source) -> tuple[Opener, Path | None]:
     if given.is_dir():
         candidates = [given / (name + suffix) for name in names for suffix in ("", ".gz", ".zip")]
         candidates = [path for path in candidates if path.exists()]
+        split = source.name.removeprefix("wiki.").removesuffix(".raw")
+        if not candidates and (parts := parquet_parts(given, split)):
+            return lambda: open_lines(parts), None
         if not candidates:
-            raise DocumentError(f"{given} has no file {' or '.join(names)}, plain, .gz or .zip")
+            raise DocumentError(f"{given} has no file {' or '.join(names)}, plain, .gz, .zip or .parquet")
     path = candidates[0]
     if path.suffix == ".gz":
         return lambda: gzip.open(path), None

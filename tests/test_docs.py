@@ -19,6 +19,7 @@ ELSEWHERE = {
     "data.md": "tests/datamodules/test_docs.py",
     "decoding.md": "tests/test_decoding_docs.py",
     "positions.md": "tests/test_bench_extrapolation.py",
+    "sweeps.md": "tests/test_sweep.py",
     "cluster.md": "tests/slurm",
 }
 DOCS = ROOT / "docs"

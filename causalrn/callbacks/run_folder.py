@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from causalrn.benchmarking import cpu_name
 from causalrn.loggers import read_metrics
 
 PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset", "numpy")
@@ -51,6 +52,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := package_version(name))},
         "platform": platform.platform(),
+        "cpu": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -224,7 +224,9 @@ def test_wikitext_103_needs_local_files(tmp_path: Path) -> None:
         plan_preset("wikitext-103", BYTES)
     with pytest.raises(DocumentError, match="no such file or folder"):
         plan_preset("wikitext-103", BYTES, tmp_path / "nowhere")
-    with pytest.raises(DocumentError, match=r"has no file wiki.train.raw or train.raw, plain, .gz or .zip"):
+    with pytest.raises(
+        DocumentError, match=r"has no file wiki.train.raw or train.raw, plain, .gz, .zip or .parquet"
+    ):
         plan_preset("wikitext-103", BYTES, tmp_path)
     for split in ("train", "valid", "test"):
         (tmp_path / f"wiki.{split}.raw").write_text(f" = {split} = \n")
@@ -273,3 +275,32 @@ def test_copy_shards_hold_what_the_data_module_evaluates_on(tmp_path: Path) -> N
             assert np.array_equal(np.stack(rows), batch[name].numpy())
     with pytest.raises(ValueError, match="is not empty"):
         prepare_copy(tmp_path, lengths=[4], samples=1, vocab_size=29)
+
+
+def test_wikitext_from_parquet_files_equals_the_raw_files(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lines = [
+        b" \n",
+        b" = Valkyria Chronicles III = \n",
+        b" \n",
+        " Senj\u014d no Valkyria 3 \n".encode(),
+        b" last \n",
+    ]
+    raw, hub = tmp_path / "raw", tmp_path / "hub"
+    raw.mkdir()
+    hub.mkdir()
+    for split, name in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        (raw / f"wiki.{split}.raw").write_bytes(b"".join(lines))
+        rows = ["" if not line.strip() else line.decode() for line in lines]
+        for part, some in enumerate((rows[:2], rows[2:])):
+            parquet.write_table(pyarrow.table({"text": some}), hub / f"{name}-{part:05}-of-00002.parquet")
+    found = []
+    for folder in (raw, hub):
+        shards = tmp_path / f"shards-{folder.name}"
+        prepare(plan_preset("wikitext-103", BYTES, folder), shards, workers=1)
+        found.append([read_split(shards, split) for split in ("train", "val", "test")])
+    assert found == [[b"".join(lines)] * 3] * 2
+    parquet.write_table(pyarrow.table({"line": ["a"]}), hub / "train-00000-of-00002.parquet")
+    with pytest.raises(DocumentError, match="no column 'text', only line"):
+        plan_preset("wikitext-103", BYTES, hub)

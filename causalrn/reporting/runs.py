@@ -1,0 +1,173 @@
+"""Reads run folders, and folders of them, as far as they are whole."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from causalrn.loggers import read_metrics
+
+# Class of the mixer, to the model's name in the paper.
+MODELS = {
+    "QuadraticRelation": "Quadratic CausalRN",
+    "QuadraticRelationWithoutPostNorm": "Quadratic CausalRN",
+    "SoftmaxAttention": "Transformer",
+    "LinearRelation": "Linear CausalRN",
+    "LinearAttention": "Linear Transformer",
+}
+NETWORK = "model.init_args.network.init_args"
+
+
+@dataclass
+class Run:
+    """What a run folder holds.
+
+    Args:
+        path: the folder.
+        name: as it is shown; unique among the runs of a report.
+        config: every value of the resolved config, by dotted key.
+        rows: of metrics.csv, one per step.
+        final: metrics of the closing validation, or where there was none, those last logged.
+        environment: of environment.json.
+        evaluation: metrics of later evaluations, as at other lengths.
+        notes: what is missing or torn.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    final: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    finished: bool = False
+    seconds: float | None = None
+
+    @property
+    def mixer(self) -> str:
+        return str(self.config.get(f"{NETWORK}.mixer.class_path", "")).rpartition(".")[2]
+
+    @property
+    def model(self) -> str:
+        return MODELS.get(self.mixer, self.mixer or "model")
+
+    @property
+    def length(self) -> int | None:
+        """Letters per string, where the run copies strings of one length."""
+        length = self.config.get("data.init_args.length")
+        return length if isinstance(length, int) and self.copies else None
+
+    @property
+    def copies(self) -> bool:
+        return str(self.config.get("data.class_path", "")).endswith("CopyDataModule")
+
+    @property
+    def last_step(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    def series(self, metric: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[metric]) for row in self.rows if metric in row]
+
+    def first_step(self, metric: str, at_least: float) -> int | None:
+        """The optimizer steps taken when a metric first reached a value, or None."""
+        steps = (int(step) for step, value in self.series(metric) if value >= at_least)
+        # A row carries the index of the step after which it was logged; the closing one the number of steps.
+        return next((step if self.finished and step == self.last_step else step + 1 for step in steps), None)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """All runs in the named folders: run folders, or folders that hold some, as a sweep's.
+
+    Raises:
+        ValueError: a folder that is not there, or none that holds a run.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"no run folder {path}: want one made by causalrn.fit, or a folder of them")
+        inner = [path] if is_run(path) else sorted(filter(is_run, path.iterdir()), key=natural)
+        if not inner:
+            raise ValueError(
+                f"{path} holds no runs: want a run folder made by causalrn.fit, or a folder of them"
+            )
+        folders += [folder for folder in inner if folder not in folders]
+    names = [folder.resolve().name for folder in folders]
+    return [
+        read_run(folder, name if names.count(name) == 1 else str(folder))
+        for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.yaml", "metrics.csv", "results.json"))
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """A key by which length=16 comes before length=128."""
+    parts = []
+    for part in path.name.replace("=", ",").split(","):
+        parts.append((int(part), "") if part.isdigit() else (-1, part))
+    return parts
+
+
+def read_run(path: Path, name: str) -> Run:
+    """A run as far as its folder is whole; what is not is said in its notes."""
+    run = Run(path, name)
+    run.config = flatten(read(run, "config.yaml", yaml.safe_load))
+    run.environment = read(run, "environment.json", json.loads)
+    results = read(run, "results.json", json.loads)
+    try:
+        text = (path / "metrics.csv").read_text()
+        run.rows = sorted(read_metrics(path / "metrics.csv"), key=lambda row: row["step"])
+        if text and not text.endswith("\n"):
+            run.notes.append("metrics.csv has a torn last line, which is left out")
+    except FileNotFoundError:
+        run.notes.append("metrics.csv is missing")
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        run.notes.append(f"metrics.csv cannot be read: {error}")
+    for row in run.rows:
+        run.final |= {key: value for key, value in row.items() if key.startswith("val/")}
+    run.finished = isinstance(results.get("metrics"), dict)
+    if run.finished:
+        run.final = results["metrics"]
+        run.seconds = results.get("seconds")
+    else:
+        run.notes.append(f"unfinished: last logged at step {run.last_step}")
+    failure = path.parent / ".sweep" / "failed" / f"{path.name}.txt"
+    if not run.finished and failure.is_file():
+        run.notes.append("failed: " + (failure.read_text().splitlines() or [""])[-1])
+    for file in sorted(path.glob("evaluation-*.json")):
+        run.evaluation |= read(run, file.name, json.loads).get("metrics", {})
+    return run
+
+
+def read(run: Run, name: str, parse: Any) -> dict[str, Any]:
+    """The mapping in a file of a run; empty, with a note, where it is missing or torn."""
+    try:
+        content = parse((run.path / name).read_text())
+    except FileNotFoundError:
+        if name != "results.json":
+            run.notes.append(f"{name} is missing")
+        return {}
+    except (ValueError, yaml.YAMLError):
+        run.notes.append(f"{name} is half-written")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every plain value of a config by its dotted key."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        items = ((str(number), inner) for number, inner in enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

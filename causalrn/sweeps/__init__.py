@@ -1,0 +1,1 @@
+"""Sweeps: a grid of runs, each an ordinary run folder, and the table of their results."""

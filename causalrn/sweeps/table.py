@@ -1,0 +1,96 @@
+"""Collects the results of all points into one table: results.csv, and results.parquet where pyarrow is installed."""
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from causalrn.loggers import read_metrics
+from causalrn.sweeps.folder import SweepFolder, read_results
+from causalrn.sweeps.grid import Goal, Sweep
+
+Row = dict[str, Any]
+
+
+def collect(sweep: Sweep, folder: SweepFolder) -> list[Row]:
+    """One row per point, finished or not: its labels, state, steps, seconds, final metrics, and when it met the goal."""
+    rows = []
+    for point in sweep.points:
+        run_dir = folder.run_dir(point)
+        row: Row = {"point": point.name, **point.labels, "state": folder.state(point)}
+        if (results := read_results(run_dir)) is not None:
+            row |= {"step": results.get("step"), "seconds": results.get("seconds"), **results["metrics"]}
+        if sweep.goal is not None:
+            try:
+                row["goal_step"] = goal_step(run_dir, sweep.goal, row.get("step"))
+            except (ValueError, KeyError, TypeError) as error:
+                row["note"] = f"metrics.csv cannot be read: {error}"
+        rows.append(row)
+    return rows
+
+
+def goal_step(run_dir: Path, goal: Goal, last_step: int | None) -> int | None:
+    """The optimizer steps taken when the metric first reached the goal, or None."""
+    path = run_dir / "metrics.csv"
+    rows = read_metrics(path) if path.exists() else []
+    steps = (int(row["step"]) for row in rows if row.get(goal.metric, -math.inf) >= goal.at_least)
+    # A row carries the index of the step after which it was logged; the closing one the number of steps.
+    return next((step if step == last_step else step + 1 for step in steps), None)
+
+
+def write_table(rows: list[Row], folder: Path) -> list[Path]:
+    """Writes the table, each file in one step, and returns what was written."""
+    names = columns(rows)
+    paths = [folder / "results.csv"]
+    temporary = folder / "results.csv.tmp"
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, paths[0])
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        return paths
+    table = pyarrow.table({name: pyarrow.array([row.get(name) for row in rows]) for name in names})
+    temporary = folder / "results.parquet.tmp"
+    pyarrow.parquet.write_table(table, temporary)
+    paths.append(folder / "results.parquet")
+    os.replace(temporary, paths[1])
+    return paths
+
+
+def columns(rows: Iterable[Row]) -> list[str]:
+    """All columns in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def print_table(rows: list[Row], axes: list[str]) -> None:
+    names = [name for name in columns(rows) if name != "point" and name not in axes]
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in (*axes, *names):
+        table.add_column(
+            name.removeprefix("val/").replace("_", " "), justify="left" if name in axes else "right"
+        )
+    for row in rows:
+        table.add_row(*(cell(row.get(name)) for name in (*axes, *names)))
+    wide_console().print(table)
+
+
+def wide_console() -> Console:
+    """Standard output; as wide as a table wants where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
