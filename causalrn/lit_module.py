@@ -58,8 +58,7 @@ class LanguageModelModule(L.LightningModule):
         self.final_learning_rate = final_learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
-        # Taken down now: sharding replaces the classes that a description names.
-        self.description = describe(network)
+        self.description: dict[str, Any] | None = None
         self.val_metrics = nn.ModuleList()
 
     @abstractmethod
@@ -75,6 +74,8 @@ class LanguageModelModule(L.LightningModule):
     def configure_model(self) -> None:
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
+            # Taken down before: sharding replaces the classes that a description names.
+            self.description = self.description or describe(self.network)
             shard(self.network)
 
     def setup(self, stage: str) -> None:
@@ -175,7 +176,7 @@ class LanguageModelModule(L.LightningModule):
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = self.description
+        checkpoint["network"] = self.description or describe(self.network)
 
 
 class CopyModule(LanguageModelModule):
