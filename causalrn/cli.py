@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from causalrn.callbacks import FiniteLoss, Norms, RunFolder, Throughput, progress_bar
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
+from causalrn.sharded import is_sharded
 from causalrn.trackers import MLflowRun, WandbRun
 
 # The first process of a run names the folder for the ranks that it starts.
@@ -131,7 +132,7 @@ def check_syntax(arguments: list[str]) -> None:
 def find_checkpoint(target: str) -> Path:
     """The checkpoint that --resume names: itself, or the newest of a run folder."""
     path = Path(target)
-    if path.is_file() or (path / "checkpoint").is_dir():
+    if path.is_file() or is_sharded(path):
         return path
     checkpoints = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not checkpoints:

@@ -15,6 +15,7 @@ LAYERS = [
         "decoding",
         "loggers",
         "trackers",
+        "sharded",
         "tables",
         "length_ladder",
         "length_report",
