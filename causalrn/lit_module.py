@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from causalrn.metrics import (
@@ -70,6 +71,8 @@ class LanguageModelModule(L.LightningModule):
             )
         self.decay: Literal["cosine", "linear"] = decay
         self.decay_start = decay_start
+        # Taken down now: sharding replaces the classes that a description names.
+        self.description = describe(network)
         self.val_metrics = nn.ModuleList()
 
     @abstractmethod
@@ -81,6 +84,11 @@ class LanguageModelModule(L.LightningModule):
         self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
     ) -> None:
         """Adds one batch, the most likely tokens and the summed loss, to the metrics of its validation set."""
+
+    def configure_model(self) -> None:
+        shard = getattr(self.trainer.strategy, "shard", None)
+        if shard is not None:
+            shard(self.network)
 
     def setup(self, stage: str) -> None:
         data = attached_data(self)
@@ -102,7 +110,8 @@ class LanguageModelModule(L.LightningModule):
         targets = sequence_part(batch["targets"])
         nats = self.sum_nats(self(sequence_part(batch["tokens"])), targets)
         loss = mean_over_sequence(nats, (targets != IGNORE_INDEX).sum())
-        self.log("train/loss", loss, prog_bar=True)
+        # The mean over the ranks, each of which has seen its part of the batch.
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def sum_nats(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
@@ -173,13 +182,15 @@ class LanguageModelModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        # DeepSpeed clips, and tells the norm, within its step.
+        if not gradient_clip_val or getattr(self.trainer.strategy, "clips_gradients", False):
+            return
         # Lightning refuses to clip under bf16-mixed with a fused optimizer, although bf16 has no gradient scaler.
-        if gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
-            self.log("train/grad_norm", norm)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = describe(self.network)
+        checkpoint["network"] = self.description
 
 
 class CopyModule(LanguageModelModule):

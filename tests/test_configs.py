@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from causalrn import fit
+from tests.ranks import forget_the_last_run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -35,6 +36,8 @@ def test_complete_config_takes_a_step(path: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
+# DeepSpeed's own use of torch.
+@pytest.mark.filterwarnings("ignore:`torch.distributed.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", OVERLAYS, ids=name)
 def test_overlay_takes_a_step_over_the_quickstart(path: Path, tmp_path: Path) -> None:
     # What splits a sequence splits the linear relation.
@@ -45,5 +48,13 @@ def test_overlay_takes_a_step_over_the_quickstart(path: Path, tmp_path: Path) ->
     base = [part for config in bases for part in ("--config", str(config))]
     # One device, so that no further process is started here: the strategies have tests of their own.
     one = ["--trainer.devices", "1", "--data.init_args.batch_size", "2"]
+    if path.stem.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+        forget_the_last_run()
+        one += ["--trainer.strategy.class_path", "tests.cpu_deepspeed.CPUZeroStrategy"]
     fit.main([*base, "--config", str(path), "--run_dir", str(tmp_path / "run"), *FAST, *one])
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["strategy"]
+    wanted = yaml.safe_load(path.read_text()).get("trainer", {}).get("strategy")
+    if isinstance(wanted, dict):
+        assert wanted.get("init_args", {}).items() <= resolved["init_args"].items()
     assert (tmp_path / "run" / "results.json").exists()

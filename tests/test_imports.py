@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The commands, one file per thing one runs, may use everything; every file not listed here is one of them.
 LAYERS = [
-    {"ops", "allocator", "benchmarking", "memory", "peaks"},
+    {"ops", "allocator", "benchmarking", "extras", "memory", "peaks"},
     {"models"},
     {
         "metrics",
@@ -14,6 +14,7 @@ LAYERS = [
         "diagnostics",
         "decoding",
         "loggers",
+        "sharded",
         "tables",
         "length_ladder",
         "length_report",

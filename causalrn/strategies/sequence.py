@@ -1,4 +1,4 @@
-"""Lightning strategies of our own: one sequence over all ranks, for contexts that no single device holds."""
+"""One sequence over all ranks, for contexts that no single device holds."""
 
 from contextlib import ExitStack
 from typing import Any

@@ -1,0 +1,196 @@
+"""Checkpoint folders of several ranks, read as the one checkpoint that they make up: DeepSpeed's ZeRO and FSDP's."""
+
+import math
+import pickle
+import tempfile
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+# The tag under which Lightning's DeepSpeed strategy saves, and the file beside FSDP's shards.
+ZERO_TAG, FSDP_META = "checkpoint", "meta.pt"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# What DeepSpeed adds to the training's own content.
+ENGINE_KEYS = (
+    *("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params"),
+    *("frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names"),
+    *("skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size", "ds_config"),
+    *("ds_version", "checkpoint_parallel_dimensions", "autoep_layers"),
+)
+
+
+class Opaque:
+    """Stands for an object of DeepSpeed's that is not needed: nothing of DeepSpeed is imported or run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+# Unpickled as plain values, so that a folder can be read without deepspeed and without trust in its code.
+STAND_INS: list[Any] = [
+    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (Opaque, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (Opaque, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (Opaque, "deepspeed.utils.tensor_fragment.fragment_address"),
+]
+
+
+def is_zero_folder(path: Path) -> bool:
+    return (path / ZERO_TAG).is_dir()
+
+
+def is_fsdp_folder(path: Path) -> bool:
+    return (path / FSDP_META).is_file()
+
+
+def read_sharded(path: Path) -> dict[str, Any]:
+    """The whole checkpoint on the CPU, float32 weights, optimizer state in the order of torch's own optimizers.
+
+    Raises:
+        ValueError: the folder is incomplete, or none that training here writes.
+    """
+    if is_zero_folder(path):
+        return read_zero(path / ZERO_TAG)
+    if is_fsdp_folder(path):
+        return read_fsdp(path)
+    raise ValueError(f"checkpoint {path} is a folder without {ZERO_TAG}/ (ZeRO) or {FSDP_META} (FSDP)")
+
+
+def count_ranks(path: Path) -> tuple[int, int]:
+    """The number of ranks that wrote a ZeRO folder, and the stage.
+
+    Raises:
+        ValueError: a rank's file is missing.
+    """
+    files = sorted((path / ZERO_TAG).glob("*_optim_states.pt"))
+    if not files:
+        raise ValueError(
+            f"checkpoint {path}: no optimizer states in {ZERO_TAG}/; want a complete ZeRO folder"
+        )
+    state = load(files[0])["optimizer_state_dict"]
+    count = state["partition_count"]
+    ranks = max(count) if isinstance(count, list) else count
+    if len(files) != ranks:
+        raise ValueError(f"checkpoint {path}: {len(files)} of the {ranks} ranks' optimizer states are there")
+    return ranks, int(state["zero_stage"])
+
+
+def read_zero(folder: Path) -> dict[str, Any]:
+    ranks, stage = count_ranks(folder.parent)
+    prefix = "zero_pp_rank_0_" if stage == 3 else ""
+    model = load(folder / f"{prefix}mp_rank_00_model_states.pt")
+    states = [
+        load(folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        if (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").is_file()
+        else load(folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        for rank in range(ranks)
+    ]
+    base = [state["optimizer_state_dict" if stage == 3 else "base_optimizer_state"] for state in states]
+    shapes = [dict(group) for group in model["param_shapes"]]
+    merge = merge_whole if stage == 3 else merge_flat
+    gaps = states[0].get("param_alignment_paddings")
+    weights = merge(
+        [s["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"] for s in states],
+        shapes,
+        gaps,
+    )
+    buffers = {name: model["module"][name] for name in model["buffer_names"] if name in model["module"]}
+    checkpoint = {key: value for key, value in model.items() if key not in ENGINE_KEYS}
+    checkpoint["state_dict"] = weights | buffers
+    moments = {
+        name: merge([[group[name] for group in rank["state"].values()] for rank in base], shapes, gaps)
+        for name in MOMENTS
+        if base[0]["state"] and all(name in group for group in base[0]["state"].values())
+    }
+    if len(moments) == len(MOMENTS):
+        step = next(iter(base[0]["state"].values()))["step"]
+        names = list(weights)
+        groups = [names] if len(base[0]["param_groups"]) == 1 else [list(group) for group in shapes]
+        checkpoint["optimizer_states"] = [
+            optimizer_state(
+                {
+                    name: {
+                        "step": torch.as_tensor(step).float().clone(),
+                        **{m: moments[m][name] for m in MOMENTS},
+                    }
+                    for name in names
+                },
+                base[0]["param_groups"],
+                groups,
+            )
+        ]
+    return checkpoint
+
+
+def merge_flat(
+    parts: list[list[Tensor]], shapes: list[dict[str, torch.Size]], gaps: Any
+) -> dict[str, Tensor]:
+    """Stages 1 and 2: each group is one vector over all its parameters, cut into equal parts for the ranks."""
+    whole = {}
+    for index, group in enumerate(shapes):
+        flat = torch.cat([rank[index] for rank in parts])
+        start = 0
+        for position, (name, shape) in enumerate(group.items()):
+            whole[name] = flat[start : start + math.prod(shape)].view(shape).clone()
+            start += math.prod(shape) + (gaps[index][position] if gaps else 0)
+    return whole
+
+
+def merge_whole(
+    parts: list[list[Tensor]], shapes: list[dict[str, torch.Size]], gaps: Any
+) -> dict[str, Tensor]:
+    """Stage 3: each parameter is cut into equal parts for the ranks, the last one padded."""
+    flats = [torch.cat(rank) for rank in parts]
+    flat_shapes = {name: shape for group in shapes for name, shape in group.items()}
+    sizes = [math.ceil(math.prod(shape) / len(flats)) for shape in flat_shapes.values()]
+    starts = [0, *accumulate(sizes)]
+    return {
+        name: torch.cat([flat[start : start + size] for flat in flats])[: math.prod(shape)].view(shape)
+        for (name, shape), start, size in zip(flat_shapes.items(), starts, sizes, strict=False)
+    }
+
+
+def read_fsdp(path: Path) -> dict[str, Any]:
+    checkpoint = load(path / FSDP_META)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        try:
+            dcp_to_torch_save(path, Path(folder, "whole.pt"))
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"checkpoint {path} is incomplete: {str(error).splitlines()[0]}") from error
+        # mmap would outlive the file.
+        shards = torch.load(Path(folder, "whole.pt"), map_location="cpu", weights_only=True)
+    checkpoint["state_dict"] = shards["state_dict"]
+    if (saved := shards.get("optimizer_0")) and saved.get("state"):
+        groups = [group["params"] for group in saved["param_groups"]]
+        checkpoint["optimizer_states"] = [optimizer_state(saved["state"], saved["param_groups"], groups)]
+    return checkpoint
+
+
+def optimizer_state(
+    by_name: dict[str, Any], param_groups: list[dict[str, Any]], names: list[list[str]]
+) -> dict[str, Any]:
+    """A state dict as torch.optim writes it: parameters are numbered in their order."""
+    numbers = {name: number for number, name in enumerate(name for group in names for name in group)}
+    return {
+        "state": {number: by_name[name] for name, number in numbers.items()},
+        "param_groups": [
+            {**settings, "params": [numbers[name] for name in group]}
+            for settings, group in zip(param_groups, names, strict=True)
+        ],
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint file {path} is missing") from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint file {path} is truncated or of another program: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,7 @@
+"""Lightning strategies: parameters sharded by FSDP2 or DeepSpeed, and one sequence over all ranks."""
+
+from causalrn.strategies.fully_sharded import FullyShardedStrategy
+from causalrn.strategies.sequence import SequenceParallelStrategy
+from causalrn.strategies.zero import ZeroStrategy
+
+__all__ = ["FullyShardedStrategy", "SequenceParallelStrategy", "ZeroStrategy"]
