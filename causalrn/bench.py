@@ -11,6 +11,7 @@ from causalrn import (
     bench_decode,
     bench_extrapolation,
     bench_linear,
+    bench_memory,
     bench_metrics,
     bench_quadratic,
     bench_relation,
@@ -54,6 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         record, panels = bench_metrics.run(options), {}
         device = torch.device("cpu")
         name = title = f"metrics_{options.config.stem}"
+    elif options.benchmark == "memory":
+        record, panels = bench_memory.run(options), {}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = title = f"memory_{device.type}"
     else:
         record, panels = bench_step.run(options), {}
         device = torch.device("cpu")
@@ -94,7 +99,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "extrapolation", help="copying beyond the training length, by checkpoints of one recipe"
     )
     bench_extrapolation.add_arguments(extrapolation)
-    for benchmark in (relation, decode, step, data, metrics, extrapolation):
+    memory = benchmarks.add_parser("memory", help="peak memory of training runs, against the formulas")
+    bench_memory.add_arguments(memory)
+    for benchmark in (relation, decode, step, data, metrics, extrapolation, memory):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from causalrn.models import LanguageModel, build, describe
+from causalrn.sharded import read_content, read_sharded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
@@ -16,10 +17,14 @@ PREFIX = "network."
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint's plain content: `network` (its description), `state_dict`, and what training added.
 
+    A folder that several ranks wrote (ZeRO, FSDP) is put together in memory.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is truncated, or was not written by this project.
     """
+    if Path(path).is_dir():
+        return read_sharded(Path(path))
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     try:
@@ -62,10 +67,15 @@ def network_from(checkpoint: dict[str, Any], path: str | Path) -> LanguageModel:
 
 def check_same_network(path: str | Path, network: LanguageModel) -> None:
     """Raises a ValueError that names the settings in which a checkpoint's network differs from this one."""
-    there, here = (flatten(d) for d in (read_checkpoint(path)["network"], describe(network)))
+    there, here = (flatten(d) for d in (read_description(path), describe(network)))
     if different := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
         values = "; ".join(f"{key} was {there.get(key)!r} and is {here.get(key)!r}" for key in different)
         raise ValueError(f"checkpoint {path} is of another model: {values}")
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description of a checkpoint's network, without reading the shards of a folder."""
+    return (read_content(Path(path)) if Path(path).is_dir() else read_checkpoint(path))["network"]
 
 
 def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:

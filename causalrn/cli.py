@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from causalrn.callbacks import FiniteLoss, Norms, RunFolder, Throughput, progress_bar
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV
+from causalrn.sharded import is_sharded
 
 # The first process of a run names the folder for the ranks that it starts.
 RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
@@ -128,7 +129,7 @@ def check_syntax(arguments: list[str]) -> None:
 def find_checkpoint(target: str) -> Path:
     """The checkpoint that --resume names: itself, or the newest of a run folder."""
     path = Path(target)
-    if path.is_file() or (path / "checkpoint").is_dir():
+    if path.is_file() or is_sharded(path):
         return path
     checkpoints = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not checkpoints:

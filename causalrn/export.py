@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from causalrn.checkpoint import load_network, save_network
+from causalrn.checkpoint import load_network, network_from, save_network
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.huggingface.folder import read_folder, write_folder
 from causalrn.linear_step import INPUTS, OUTPUTS, write_step
 from causalrn.models import LanguageModel
 from causalrn.models.official import MODELS, describe_official, from_official
+from causalrn.sharded import read_sharded
 
 
 def main(args: list[str] | None = None) -> None:
@@ -28,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_import_huggingface(verbs)
     add_step(verbs)
     add_import_official(verbs)
+    add_consolidate(verbs)
     return parser
 
 
@@ -73,6 +75,42 @@ def export_step(options: argparse.Namespace) -> None:
     network = load_network(options.checkpoint)
     write_step(network, options.output)
     print(f"{options.output}: {describe_size(network)}; {', '.join(INPUTS)} -> {', '.join(OUTPUTS)}")
+
+
+def add_consolidate(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "consolidate",
+        help="folder of a run under DeepSpeed or FSDP -> one file for any strategy and number of ranks",
+        description="Puts the shards of a ZeRO or FSDP folder together, in float32, without the strategy that wrote them. "
+        "Training resumes from the file (fit --resume FILE) under every strategy and number of ranks, with AdamW's "
+        "state. Without optimizer state remain: other optimizers, and several parameter groups under ZeRO-3.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder as checkpoints/last.ckpt of such a run")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="file to make; to resume, beside CHECKPOINT in its run folder",
+    )
+    parser.set_defaults(run=consolidate)
+
+
+def consolidate(options: argparse.Namespace) -> None:
+    if options.output.exists():
+        raise FileExistsError(f"{options.output} exists; want a new file for --output")
+    if options.checkpoint.is_file():
+        raise ValueError(f"checkpoint {options.checkpoint} is one file already; want a ZeRO or FSDP folder")
+    if not options.checkpoint.is_dir():
+        raise FileNotFoundError(f"checkpoint {options.checkpoint}: no such folder")
+    checkpoint = read_sharded(options.checkpoint)
+    network = network_from(checkpoint, options.checkpoint)
+    temporary = options.output.with_name(f"{options.output.name}.tmp")
+    torch.save(checkpoint, temporary)
+    temporary.replace(options.output)
+    state = "with" if "optimizer_states" in checkpoint else "WITHOUT"
+    print(
+        f"{options.output}: {describe_size(network)}, step {checkpoint['global_step']}, {state} optimizer state"
+    )
 
 
 def describe_size(network: LanguageModel) -> str:

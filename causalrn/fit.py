@@ -9,13 +9,15 @@ from causalrn.allocator import keep_freed_memory
 from causalrn.callbacks.run_folder import draw_curves, write_json
 from causalrn.checkpoint import check_same_network
 from causalrn.cli import CausalRNCLI, run_command
+from causalrn.strategies import check_run
 from causalrn.tables import print_results
 
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     cli = CausalRNCLI(args)
-    if cli.checkpoint is not None and cli.checkpoint.is_file():
+    check_run(cli.trainer, cli.datamodule, cli.checkpoint)
+    if cli.checkpoint is not None:
         check_same_network(cli.checkpoint, cli.model.network)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
     cli.trainer.validate(cli.model, cli.datamodule, verbose=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 # The tag under which Lightning's DeepSpeed strategy saves, and the file beside FSDP's shards.
@@ -47,17 +48,40 @@ def is_fsdp_folder(path: Path) -> bool:
     return (path / FSDP_META).is_file()
 
 
+def is_sharded(path: Path) -> bool:
+    return is_zero_folder(path) or is_fsdp_folder(path)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What training added to the weights: the network's description, the config, the data's position.
+
+    Raises:
+        ValueError: see `read_sharded`.
+    """
+    if is_zero_folder(path):
+        return {key: value for key, value in read_model_states(path).items() if key not in ENGINE_KEYS}
+    if is_fsdp_folder(path):
+        return load(path / FSDP_META)
+    raise ValueError(f"checkpoint {path} is a folder without {ZERO_TAG}/ (ZeRO) or {FSDP_META} (FSDP)")
+
+
+def read_model_states(path: Path) -> dict[str, Any]:
+    """What rank 0 of a ZeRO folder knows."""
+    files = sorted((path / ZERO_TAG).glob("*mp_rank_00_model_states.pt"))
+    if not files:
+        raise ValueError(f"checkpoint {path}: no model states in {ZERO_TAG}/; want a complete ZeRO folder")
+    # By name zero_pp_rank_0 comes first.
+    return load(files[0])
+
+
 def read_sharded(path: Path) -> dict[str, Any]:
     """The whole checkpoint on the CPU, float32 weights, optimizer state in the order of torch's own optimizers.
 
     Raises:
         ValueError: the folder is incomplete, or none that training here writes.
     """
-    if is_zero_folder(path):
-        return read_zero(path / ZERO_TAG)
-    if is_fsdp_folder(path):
-        return read_fsdp(path)
-    raise ValueError(f"checkpoint {path} is a folder without {ZERO_TAG}/ (ZeRO) or {FSDP_META} (FSDP)")
+    content = read_content(path)
+    return content | (read_zero(path) if is_zero_folder(path) else read_fsdp(path))
 
 
 def count_ranks(path: Path) -> tuple[int, int]:
@@ -66,7 +90,7 @@ def count_ranks(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: a rank's file is missing.
     """
-    files = sorted((path / ZERO_TAG).glob("*_optim_states.pt"))
+    files = rank_files(path)
     if not files:
         raise ValueError(
             f"checkpoint {path}: no optimizer states in {ZERO_TAG}/; want a complete ZeRO folder"
@@ -79,51 +103,41 @@ def count_ranks(path: Path) -> tuple[int, int]:
     return ranks, int(state["zero_stage"])
 
 
-def read_zero(folder: Path) -> dict[str, Any]:
-    ranks, stage = count_ranks(folder.parent)
-    prefix = "zero_pp_rank_0_" if stage == 3 else ""
-    model = load(folder / f"{prefix}mp_rank_00_model_states.pt")
-    states = [
-        load(folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
-        if (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").is_file()
-        else load(folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
-        for rank in range(ranks)
-    ]
+def read_zero(path: Path) -> dict[str, Any]:
+    ranks, stage = count_ranks(path)
+    model = read_model_states(path)
+    states = [load(file)["optimizer_state_dict"] for file in rank_files(path)]
     base = [state["optimizer_state_dict" if stage == 3 else "base_optimizer_state"] for state in states]
     shapes = [dict(group) for group in model["param_shapes"]]
-    merge = merge_whole if stage == 3 else merge_flat
     gaps = states[0].get("param_alignment_paddings")
+
+    def merge(parts: list[list[Tensor]]) -> dict[str, Tensor]:
+        return merge_whole(parts, shapes) if stage == 3 else merge_flat(parts, shapes, gaps)
+
+    assert len(states) == ranks
     weights = merge(
-        [s["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"] for s in states],
-        shapes,
-        gaps,
+        [s["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"] for s in states]
     )
     buffers = {name: model["module"][name] for name in model["buffer_names"] if name in model["module"]}
-    checkpoint = {key: value for key, value in model.items() if key not in ENGINE_KEYS}
-    checkpoint["state_dict"] = weights | buffers
-    moments = {
-        name: merge([[group[name] for group in rank["state"].values()] for rank in base], shapes, gaps)
-        for name in MOMENTS
-        if base[0]["state"] and all(name in group for group in base[0]["state"].values())
-    }
-    if len(moments) == len(MOMENTS):
-        step = next(iter(base[0]["state"].values()))["step"]
-        names = list(weights)
-        groups = [names] if len(base[0]["param_groups"]) == 1 else [list(group) for group in shapes]
-        checkpoint["optimizer_states"] = [
-            optimizer_state(
-                {
-                    name: {
-                        "step": torch.as_tensor(step).float().clone(),
-                        **{m: moments[m][name] for m in MOMENTS},
-                    }
-                    for name in names
-                },
-                base[0]["param_groups"],
-                groups,
-            )
-        ]
+    checkpoint: dict[str, Any] = {"state_dict": weights | buffers}
+    groups = base[0]["param_groups"]
+    names = [list(weights)] if len(groups) == 1 else [list(group) for group in shapes]
+    saved = [list(rank["state"].values()) for rank in base]
+    # Other optimizers keep other things, and stage 3 loses sight of several groups: the weights alone are whole then.
+    if len(names) == len(groups) and saved[0] and all(set(MOMENTS) <= group.keys() for group in saved[0]):
+        moments = {key: merge([[group[key] for group in rank] for rank in saved]) for key in MOMENTS}
+        step = torch.as_tensor(saved[0][0]["step"]).float()
+        by_name = {
+            name: {"step": step.clone(), **{key: moments[key][name] for key in MOMENTS}} for name in weights
+        }
+        checkpoint["optimizer_states"] = [optimizer_state(by_name, groups, names)]
     return checkpoint
+
+
+def rank_files(path: Path) -> list[Path]:
+    """The ranks' optimizer states, in the order of the ranks."""
+    files = (path / ZERO_TAG).glob("*_optim_states.pt")
+    return sorted(files, key=lambda file: int(file.name.split("pp_rank_")[1].split("_")[0]))
 
 
 def merge_flat(
@@ -140,9 +154,7 @@ def merge_flat(
     return whole
 
 
-def merge_whole(
-    parts: list[list[Tensor]], shapes: list[dict[str, torch.Size]], gaps: Any
-) -> dict[str, Tensor]:
+def merge_whole(parts: list[list[Tensor]], shapes: list[dict[str, torch.Size]]) -> dict[str, Tensor]:
     """Stage 3: each parameter is cut into equal parts for the ranks, the last one padded."""
     flats = [torch.cat(rank) for rank in parts]
     flat_shapes = {name: shape for group in shapes for name, shape in group.items()}
@@ -155,15 +167,16 @@ def merge_whole(
 
 
 def read_fsdp(path: Path) -> dict[str, Any]:
-    checkpoint = load(path / FSDP_META)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         try:
             dcp_to_torch_save(path, Path(folder, "whole.pt"))
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"checkpoint {path} is incomplete: {str(error).splitlines()[0]}") from error
+        except (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            causes = getattr(error, "failures", {})
+            reason = next((str(cause) for cause, _ in causes.values()), str(error))
+            raise ValueError(f"checkpoint {path} is incomplete: {reason}") from None
         # mmap would outlive the file.
         shards = torch.load(Path(folder, "whole.pt"), map_location="cpu", weights_only=True)
-    checkpoint["state_dict"] = shards["state_dict"]
+    checkpoint: dict[str, Any] = {"state_dict": shards["state_dict"]}
     if (saved := shards.get("optimizer_0")) and saved.get("state"):
         groups = [group["params"] for group in saved["param_groups"]]
         checkpoint["optimizer_states"] = [optimizer_state(saved["state"], saved["param_groups"], groups)]

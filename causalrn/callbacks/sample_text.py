@@ -4,9 +4,9 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.decoding import generate
+from causalrn.strategies import whole_network
 
 
 class SampleText(L.Callback):
@@ -34,16 +34,18 @@ class SampleText(L.Callback):
         self.top_k = top_k
         self.seed = seed
 
-    @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "validate":
+            return
+        network = whole_network(pl_module)
+        if network is None:
             return
         tokenizer = trainer.datamodule.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         prompt = torch.as_tensor(tokenizer.encode(self.prompt).astype("int64"), device=pl_module.device)[None]
         # The state of a generation would otherwise depend on what was drawn before.
         generator = torch.Generator(pl_module.device).manual_seed(self.seed)
         tokens = generate(
-            pl_module.network,  # pyright: ignore[reportArgumentType]
+            network,
             prompt,
             self.n_tokens,
             temperature=self.temperature,
