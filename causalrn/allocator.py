@@ -25,3 +25,15 @@ def keep_freed_memory() -> bool:
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD_BYTES)
         and mallopt(M_TRIM_THRESHOLD, LARGEST_TRIM_THRESHOLD_BYTES)
     )
+
+
+def return_freed_memory() -> bool:
+    """Undoes `keep_freed_memory`: resident memory is then what is held, as benchmarks of memory need it."""
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, 0)
+        library.mallopt(M_MMAP_THRESHOLD, 2**16)
+        library.malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return False
+    return True

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 import yaml
 
+from causalrn.allocator import return_freed_memory
 from causalrn.benchmarking import status_bytes
 from causalrn.memory_model import Shape, activation_bytes, state_bytes
 
@@ -34,6 +35,7 @@ class PeakMemory(L.Callback):
         self.path = path
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        return_freed_memory()
         # Resident memory now is the program and, once, the parameters.
         size = sum(parameter.nbytes for parameter in pl_module.parameters())
         self.program_bytes = status_bytes("VmRSS") - size

@@ -32,6 +32,12 @@ SMALL = [
     ),
     *("--data.init_args.batches_per_epoch", "7"),
 ]
+# Ends with a sample of text.
+TEXT = [
+    *("--config", str(ROOT / "configs/text/quickstart.yaml"), "--trainer.accelerator", "cpu"),
+    *("--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", f"{MIXER}.d_model", "32"),
+    *(f"{MIXER}.d_hidden", "32", "--model.init_args.network.init_args.n_layers", "1"),
+]
 TWO = ["--trainer.devices", "2"]
 ZERO = "tests.cpu_deepspeed.CPUZeroStrategy"
 STRATEGIES = {
@@ -65,7 +71,7 @@ def run(folder: Path, plan: list[list[str]], ranks: int) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of 20 steps: STRATEGY-K with K batches accumulated."""
+    """Run folders of 20 steps: STRATEGY-K with K batches accumulated; STRATEGY-mixed, STRATEGY-text."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed")
     folder = tmp_path_factory.mktemp("trained")
@@ -76,6 +82,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for k in (1, 2)
             if (name == "one") == (count == 1)
         ]
+        for name in ("one",) if count == 1 else ("fsdp", "zero3"):
+            mixed = ["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "7"]
+            plan.append(arguments(folder, f"{name}-mixed", name, *mixed))
+            shards = ["--data.init_args.shards_dir", str(folder / "shards")]
+            plan.append([*TEXT, *shards, *STRATEGIES[name], "--run_dir", str(folder / f"{name}-text")])
         assert not any(run(folder / f"ranks{count}", plan, count))
     return folder
 
@@ -95,6 +106,24 @@ def test_strategies_train_alike(trained: Path) -> None:
                 assert values == pytest.approx(one[metric], rel=NOISE), (
                     f"{metric} of {name}, accumulating {k}"
                 )
+
+
+@pytest.mark.slow
+def test_mixed_precision_is_autocast_everywhere(trained: Path) -> None:
+    one = curves(trained / "one-mixed")
+    for name in ("fsdp", "zero3"):
+        for metric, values in curves(trained / f"{name}-mixed").items():
+            # bfloat16 has 8 digits, and averages of rounded gradients differ in the order of rounding.
+            assert values == pytest.approx(one[metric], rel=5e-3), f"{metric} of {name}"
+        whole = read_checkpoint(trained / f"{name}-mixed" / "checkpoints" / "last.ckpt")
+        assert {weight.dtype for weight in whole["state_dict"].values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_sharded_parameters_write_the_same_text(trained: Path) -> None:
+    samples = [(trained / f"{name}-text" / "sample.txt").read_text() for name in ("one", "fsdp", "zero3")]
+    assert len(samples[0]) > 10
+    assert samples[0] == samples[1] == samples[2]
 
 
 @pytest.mark.slow

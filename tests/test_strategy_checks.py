@@ -49,6 +49,11 @@ def error_of(main, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ([*overlay("cpu"), "--trainer.gradient_clip_algorithm", "value"], "every strategy clips by norm"),
         ([*overlay("cpu"), "--trainer.precision", "16-true"], "16-true is too narrow.* want bf16-mixed"),
         pytest.param([*CPU_ZERO, "--trainer.precision", "16-mixed"], "too narrow", marks=needs_deepspeed),
+        pytest.param(
+            ["--trainer.strategy", "deepspeed_stage_2"],
+            "own DeepSpeedStrategy .* want the overlay",
+            marks=needs_deepspeed,
+        ),
         pytest.param(overlay("deepspeed_zero2"), "needs CUDA GPUs: got .*CPU", marks=needs_deepspeed),
         pytest.param(
             [*overlay("deepspeed_zero3_offload"), "--trainer.devices", "2"], "CUDA", marks=needs_deepspeed

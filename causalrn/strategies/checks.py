@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ParallelStrategy
 
 from causalrn.sharded import count_ranks, is_fsdp_folder, is_zero_folder
 from causalrn.strategies.fully_sharded import FullyShardedStrategy
@@ -21,6 +21,11 @@ def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, ZeroStrategy):
         strategy.check_accelerator()
+    elif isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
+        raise ValueError(
+            f"Lightning's own {type(strategy).__name__} accumulates or clips gradients otherwise than other strategies: want "
+            "the overlay configs/trainer/fsdp.yaml or configs/trainer/deepspeed_zero2.yaml"
+        )
     if trainer.precision.startswith("16-"):
         raise ValueError(
             f"precision {trainer.precision} is too narrow: the relation's exp reaches e^sqrt(D-1), beyond float16 from D of "
