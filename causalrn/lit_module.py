@@ -71,8 +71,7 @@ class LanguageModelModule(L.LightningModule):
             )
         self.decay: Literal["cosine", "linear"] = decay
         self.decay_start = decay_start
-        # Taken down now: sharding replaces the classes that a description names.
-        self.description = describe(network)
+        self.description: dict[str, Any] | None = None
         self.val_metrics = nn.ModuleList()
 
     @abstractmethod
@@ -88,6 +87,8 @@ class LanguageModelModule(L.LightningModule):
     def configure_model(self) -> None:
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
+            # Taken down before: sharding replaces the classes that a description names.
+            self.description = self.description or describe(self.network)
             shard(self.network)
 
     def setup(self, stage: str) -> None:
@@ -190,7 +191,7 @@ class LanguageModelModule(L.LightningModule):
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = self.description
+        checkpoint["network"] = self.description or describe(self.network)
 
 
 class CopyModule(LanguageModelModule):

@@ -4,14 +4,14 @@ import lightning as L
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from causalrn.models import LanguageModel, build
+from causalrn.models import LanguageModel, build, describe
 
 
 def whole_network(module: L.LightningModule) -> LanguageModel | None:
     """The network on rank 0, None on the others; where its parameters are sharded, a copy, and all ranks must call.
 
     Args:
-        module: with `network` and, as `description`, what rebuilds it.
+        module: with `network` and, as `description`, what rebuilds a sharded one.
     """
     network = module.network
     assert isinstance(network, LanguageModel)
@@ -32,7 +32,7 @@ def whole_network(module: L.LightningModule) -> LanguageModel | None:
         return network if is_first else None
     if not is_first:
         return None
-    copy = build(module.description)  # pyright: ignore[reportArgumentType]
+    copy = build(module.description or describe(network))  # pyright: ignore[reportArgumentType]
     assert isinstance(copy, LanguageModel)
     copy.load_state_dict(weights)
     return copy.to(module.device)
