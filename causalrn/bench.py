@@ -11,6 +11,7 @@ from causalrn import (
     bench_decode,
     bench_linear,
     bench_metrics,
+    bench_overhead,
     bench_quadratic,
     bench_relation,
     bench_step,
@@ -48,6 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         record, panels = bench_metrics.run(options), {}
         device = torch.device("cpu")
         name = title = f"metrics_{options.config.stem}"
+    elif options.benchmark == "overhead":
+        record, panels = bench_overhead.run(options), {}
+        device = torch.device("cpu")
+        name = title = "overhead"
     else:
         record, panels = bench_step.run(options), {}
         device = torch.device("cpu")
@@ -82,7 +87,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     bench_data.add_arguments(data)
     metrics = benchmarks.add_parser("metrics", help="what the training-time metrics take of a step")
     bench_metrics.add_arguments(metrics)
-    for benchmark in (relation, decode, step, data, metrics):
+    overhead = benchmarks.add_parser("overhead", help="what the framework adds to a step of a bare loop")
+    bench_overhead.add_arguments(overhead)
+    for benchmark in (relation, decode, step, data, metrics, overhead):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)
