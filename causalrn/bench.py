@@ -13,6 +13,7 @@ from causalrn import (
     bench_linear,
     bench_memory,
     bench_metrics,
+    bench_overhead,
     bench_quadratic,
     bench_relation,
     bench_step,
@@ -59,6 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         record, panels = bench_memory.run(options), {}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = title = f"memory_{device.type}"
+    elif options.benchmark == "overhead":
+        record, panels = bench_overhead.run(options), {}
+        device = torch.device("cpu")
+        name = title = "overhead"
     else:
         record, panels = bench_step.run(options), {}
         device = torch.device("cpu")
@@ -101,7 +106,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     bench_extrapolation.add_arguments(extrapolation)
     memory = benchmarks.add_parser("memory", help="peak memory of training runs, against the formulas")
     bench_memory.add_arguments(memory)
-    for benchmark in (relation, decode, step, data, metrics, extrapolation, memory):
+    overhead = benchmarks.add_parser("overhead", help="what the framework adds to a step of a bare loop")
+    bench_overhead.add_arguments(overhead)
+    for benchmark in (relation, decode, step, data, metrics, extrapolation, memory, overhead):
         benchmark.add_argument("--threads", type=int, help="CPU threads (default: as torch)")
         benchmark.add_argument("--output", type=Path, help="folder for the JSON record and its plot")
     return parser.parse_args(arguments)

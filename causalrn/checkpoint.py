@@ -1,6 +1,10 @@
 """Reading and writing self-describing checkpoints: the network is rebuilt from the file alone."""
 
+import json
+import os
 import pickle
+import shutil
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,12 @@ from causalrn.sharded import read_content, read_sharded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
+# What a checkpoint is called until it is complete: no *.ckpt.
+PARTIAL = ".partial"
+# Begins the name of a checkpoint that the same command continues from when it is started again.
+PREEMPTED = "preempted-"
+# In a checkpoint that is a folder: the size of each of its files.
+SIZES = "sizes.json"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -105,3 +115,72 @@ def save_network(network: LanguageModel, path: str | Path, content: dict[str, An
     temporary = Path(f"{path}.tmp")
     torch.save(checkpoint, temporary)
     temporary.replace(path)
+
+
+def partial_name(path: Path) -> Path:
+    """Where a checkpoint is written before it is complete; no reader looks there."""
+    return path.with_name(f"{path.name}{PARTIAL}")
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Gives a written file or folder its name once all of it is on disk, and names it `last.ckpt` too.
+
+    What a preempted run left beside it is older then, and goes.
+    """
+    if temporary.is_dir():
+        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in files_of(temporary)}
+        (temporary / SIZES).write_text(json.dumps(sizes))
+    for file in files_of(temporary):
+        sync(file)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    link = path.with_name("last.ckpt")
+    if path != link:
+        new = partial_name(link)
+        new.unlink(missing_ok=True)
+        new.symlink_to(path.name)
+        os.replace(new, link)
+    sync(path.parent)
+    for old in path.parent.glob(f"{PREEMPTED}*.ckpt"):
+        if old != path:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def sync(path: Path) -> None:
+    """Returns when the file, or the names in the folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a folder; warns of newer ones that are not."""
+    found = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        if problem := incomplete(path):
+            warnings.warn(f"checkpoint {path} is passed over: {problem}", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def incomplete(path: Path) -> str | None:
+    """What is wrong with a checkpoint file or folder, or None."""
+    if path.is_dir():
+        sizes = json.loads((path / SIZES).read_text()) if (path / SIZES).is_file() else {}
+        for name, size in sizes.items():
+            if not (path / name).is_file() or (path / name).stat().st_size != size:
+                return f"{name} is missing or cut short"
+        return None
+    try:
+        read_checkpoint(path)
+    except ValueError as error:
+        return str(error)
+    return None

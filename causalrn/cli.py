@@ -11,20 +11,35 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from causalrn.callbacks import FiniteLoss, Norms, RunFolder, Throughput, progress_bar
+from causalrn.callbacks import (
+    Checkpoints,
+    FiniteLoss,
+    Heartbeat,
+    Norms,
+    Preemption,
+    RunFolder,
+    Throughput,
+    progress_bar,
+)
+from causalrn.checkpoint import newest_checkpoint
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
+from causalrn.run_lock import RunLock
 from causalrn.sharded import is_sharded
+from causalrn.starts import first_process, is_continued, job_name
 from causalrn.trackers import MLflowRun, WandbRun
+from causalrn.trainer import Trainer
 
 # The first process of a run names the folder for the ranks that it starts.
 RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
@@ -40,6 +55,8 @@ class CausalRNCLI(LightningCLI):
             read first, so that no --config is needed.
     """
 
+    lock: RunLock | None = None
+
     def __init__(self, args: list[str] | None = None) -> None:
         arguments = resume_arguments(sys.argv[1:] if args is None else args)
         check_syntax(arguments)
@@ -49,6 +66,7 @@ class CausalRNCLI(LightningCLI):
             subclass_mode_model=True,
             datamodule_class=LightningDataModule,
             subclass_mode_data=True,
+            trainer_class=Trainer,
             save_config_callback=SaveConfigCallback,
             # A resumed run finds its own config there.
             save_config_kwargs={"overwrite": True},
@@ -71,8 +89,31 @@ class CausalRNCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.checkpoint = find_checkpoint(self.config["resume"]) if self.config["resume"] else None
         self.run_dir = choose_run_dir(self.config, self.checkpoint)
+        if first_process():
+            check_unused(self.run_dir, self.checkpoint)
+            self.lock = RunLock(self.run_dir)
+        if self.checkpoint is None and is_continued(self.run_dir):
+            self.checkpoint = newest_checkpoint(self.run_dir / "checkpoints")
         os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
         self.config["run_dir"] = str(self.run_dir)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            self.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets others have the run folder."""
+        if self.lock is not None:
+            self.lock.release()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -94,13 +135,33 @@ class CausalRNCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run_dir)
         callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        extra = [RunFolder(self.run_dir, config), FiniteLoss(), progress_bar()]
-        measuring = (Norms, Throughput)
-        extra += [kind() for kind in measuring if not any(isinstance(given, kind) for given in callbacks)]
-        if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-            extra.append(ModelCheckpoint(save_last="link", enable_version_counter=False))
-        kwargs["callbacks"] = [*callbacks, *extra]
-        return super().instantiate_trainer(**kwargs)
+        # A config's own callback of a kind takes the place of the default one.
+        extra: list[tuple[type[Callback], Callback]] = [
+            (RunFolder, RunFolder(self.run_dir, config)),
+            (FiniteLoss, FiniteLoss()),
+            (Norms, Norms()),
+            (Throughput, Throughput()),
+            (Heartbeat, Heartbeat()),
+            (Preemption, Preemption()),
+            (ModelCheckpoint, Checkpoints()),
+        ]
+        given = tuple(type(callback) for callback in callbacks)
+        kwargs["callbacks"] = [
+            *callbacks,
+            *(default for kind, default in extra if not any(issubclass(one, kind) for one in given)),
+            progress_bar(),
+        ]
+        plugins = self.config_init["trainer"]["plugins"] or []
+        kwargs["plugins"] = plugins = [*plugins] if isinstance(plugins, list) else [plugins]
+        if SLURMEnvironment.detect() and not any(
+            isinstance(plugin, ClusterEnvironment) for plugin in plugins
+        ):
+            # Lightning's own requeueing saves inside the signal handler.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        trainer = super().instantiate_trainer(**kwargs)
+        assert isinstance(trainer, Trainer)
+        trainer.harden()
+        return trainer
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -134,12 +195,12 @@ def find_checkpoint(target: str) -> Path:
     path = Path(target)
     if path.is_file() or is_sharded(path):
         return path
-    checkpoints = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not checkpoints:
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest is None:
         raise FileNotFoundError(
             f"--resume {target}: no checkpoint there; want a .ckpt or a run folder with checkpoints/"
         )
-    return checkpoints[-1]
+    return newest
 
 
 def run_dir_of(checkpoint: Path) -> Path:
@@ -147,29 +208,30 @@ def run_dir_of(checkpoint: Path) -> Path:
 
 
 def choose_run_dir(config: Namespace, checkpoint: Path | None) -> Path:
-    """The folder of this run; a new run never gets a folder that holds another one.
-
-    Raises:
-        ValueError: --run_dir holds a run already, and this one does not resume it.
-    """
+    """The folder of this run."""
     if os.environ.get("LOCAL_RANK", "0") != "0" and (named := os.environ.get(RUN_DIR_VARIABLE)):
         return Path(named)
     if checkpoint is not None:
         return run_dir_of(checkpoint)
     if config.run_dir:
-        run_dir = Path(config.run_dir)
-        if (run_dir / "config.yaml").exists():
-            raise ValueError(
-                f"run_dir {run_dir} holds a run already; want an empty folder, or --resume {run_dir}"
-            )
-        return run_dir
+        return Path(config.run_dir)
     configs = config.get("config") or []
     name = Path(str(configs[0])).with_suffix("").name if configs else "run"
     parent = Path(str(configs[0])).parent.name if configs else ""
     name = f"{parent}-{name}" if parent else name
-    # A job that is requeued keeps its id, and with it its folder.
-    job = os.environ.get("SLURM_JOB_ID")
-    return Path("runs") / name / (f"job_{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
+    return Path("runs") / name / (job_name() or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def check_unused(run_dir: Path, checkpoint: Path | None) -> None:
+    """A new run never gets a folder that holds another one.
+
+    Raises:
+        ValueError: the folder holds a run already, and this one does not continue it.
+    """
+    if checkpoint is None and (run_dir / "config.yaml").exists() and not is_continued(run_dir):
+        raise ValueError(
+            f"run_dir {run_dir} holds a run already; want an empty folder, or --resume {run_dir}"
+        )
 
 
 def quiet_libraries() -> None:
@@ -182,6 +244,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # Lightning's own use of torch.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    # Tests and small runs start where SLURM is installed.
+    warnings.filterwarnings("ignore", "The `srun` command is available.*")
     # A resumed run continues in its own folder.
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # --resume puts an argument before those of the command line.

@@ -1,11 +1,20 @@
 """Trains a model as a config says: `python -m causalrn.fit --config CONFIG [--config OVERLAY ...]`."""
 
+import contextlib
 import time
+
+from causalrn import signals
+
+if __name__ == "__main__":
+    # A scheduler may announce the end of the job while the imports below still run.
+    early = contextlib.ExitStack()
+    early.enter_context(signals.listening())
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.allocator import keep_freed_memory
+from causalrn.callbacks import Preempted
 from causalrn.callbacks.run_folder import draw_curves, write_json
 from causalrn.checkpoint import check_same_network
 from causalrn.cli import CausalRNCLI, run_command
@@ -15,16 +24,23 @@ from causalrn.tables import print_results
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
-    cli = CausalRNCLI(args)
-    check_run(cli.trainer, cli.datamodule, cli.checkpoint)
-    if cli.checkpoint is not None:
-        check_same_network(cli.checkpoint, cli.model.network)
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
-    cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
-    finish(cli, start)
-    if torch.distributed.is_initialized():
-        # Left to the interpreter's exit, a rank that ends late can abort a run that is done.
-        torch.distributed.destroy_process_group()
+    with signals.listening(), CausalRNCLI(args) as cli:
+        check_run(cli.trainer, cli.datamodule, cli.checkpoint)
+        if cli.checkpoint is not None:
+            check_same_network(cli.checkpoint, cli.model.network)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
+            cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+        except Preempted as preempted:
+            exit_code = preempted.exit_code
+        else:
+            finish(cli, start)
+            exit_code = 0
+        if torch.distributed.is_initialized():
+            # Left to the interpreter's exit, a rank that ends late can abort a run that is done.
+            torch.distributed.destroy_process_group()
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 @rank_zero_only

@@ -16,8 +16,8 @@ from tensorboard.compat.proto import event_pb2
 class MetricsCSV(Logger):
     """Writes `metrics.csv`: one row per step, one column per metric.
 
-    A run that is resumed keeps the rows before its first step and replaces those from it on, so that no step
-    stands twice. A torn last line, left by a killed process, is dropped.
+    A run that is resumed keeps the rows before its first step, writes over the values of that step and drops the rows
+    after it, so that no step stands twice. A torn last line, left by a killed process, is dropped.
 
     Args:
         save_dir: folder of the file; the run folder.
@@ -78,7 +78,9 @@ class MetricsCSV(Logger):
 
     def _continue_from(self, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.path) if row["step"] < step] if self.path.exists() else []
+        rows = [row for row in read_metrics(self.path) if row["step"] <= step] if self.path.exists() else []
+        # A run that was preempted in a validation has logged the training of that step, and logs the rest now.
+        self.pending = [rows.pop()] if rows and rows[-1]["step"] == step else []
         self.columns = ["step"]
         self._replace(rows)
 

@@ -25,6 +25,8 @@ Rows = dict[str, Any]
 _BATCHES_AHEAD = 64
 # Samples that a worker sends at a time: the queue costs as much for one small batch as for a few.
 _SAMPLES_PER_ITEM = 256
+# How long a worker lives on after SIGTERM: longer than schedulers wait before they kill.
+_GRACE_SECONDS = 120
 
 
 class Samples(Protocol):
@@ -230,6 +232,9 @@ def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], Non
         # The default collation would turn arrays into tensors, and tensors travel in shared memory: slower here.
         collate_fn=as_it_is,
         worker_init_fn=ignore_signals,
+        # A loader draws a seed for its workers, of which these need none: a resumed run draws it at another place, so
+        # that it must not come from the random numbers of the training itself.
+        generator=torch.Generator(),
         # A prefetch factor without workers is refused by the DataLoader.
         prefetch_factor=4 if num_workers else None,
     )
@@ -250,7 +255,7 @@ def iterate(loader: DataLoader) -> Generator[Any, None, None]:
     """The items of a loader, whose workers end with the generator.
 
     Raises:
-        RuntimeError: of one line, if a worker process dies.
+        ChildProcessError: of one line, if a worker process dies.
     """
     iterator = iter(loader)
     try:
@@ -258,7 +263,7 @@ def iterate(loader: DataLoader) -> Generator[Any, None, None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise RuntimeError(f"a data worker process died: {str(error).splitlines()[0]}") from None
+        raise ChildProcessError(f"a data worker process died: {str(error).splitlines()[0]}") from None
     finally:
         # Left to the garbage collector, a queue may close before it could tell its worker, which then waits 5 s.
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
@@ -273,7 +278,8 @@ def as_it_is(item: Any) -> Any:
 def ignore_signals(worker: int) -> None:
     """Runs at the start of each worker process."""
     # A scheduler that signals a job reaches its workers too, and they have inherited the handlers of the training
-    # process, which alone decides what to do. The end of the process must stay what terminates them.
+    # process, which alone decides what to do, and which needs their batches until it has saved.
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A worker that the training process itself ends must not stay.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))

@@ -94,3 +94,13 @@ def test_commands_need_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main([])
     assert "required: benchmark" in capsys.readouterr().err
+
+
+def test_overhead_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main(["overhead", "--rounds", "1", "--steps", "3", "--batch-size", "2"])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(record["seconds_per_step"]) == {"causalrn.fit", "bare loop"}
+    assert record["overhead_seconds_per_step"] == pytest.approx(
+        record["seconds_per_step"]["causalrn.fit"] - record["seconds_per_step"]["bare loop"]
+    )
+    assert record["seconds_per_checkpoint"] > 0

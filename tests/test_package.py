@@ -40,7 +40,7 @@ def test_distributions_hold_code_corpus_and_licence(distributions: dict[str, Pat
     wheel = zipfile.ZipFile(distributions["wheel"]).namelist()
     with tarfile.open(distributions["sdist"]) as archive:
         sdist = [name.split("/", 1)[1] for name in archive.getnames() if "/" in name]
-    for name in ("causalrn/fit.py", "causalrn/py.typed", "datamodules/text.py"):
+    for name in ("causalrn/fit.py", "causalrn/py.typed", "datamodules/text.py", "launch/fit.sbatch"):
         assert name in wheel
         assert name in sdist
     assert any(name.startswith("datamodules/corpora/state_of_the_union") for name in wheel)

@@ -138,7 +138,7 @@ def test_a_killed_worker_ends_the_run_with_one_line() -> None:
     stream = StreamLoader(
         Numbers("killed"), Position(), batch_size=SIZE, batches_per_epoch=2, rank=Rank(), num_workers=1
     )
-    with pytest.raises(RuntimeError, match="a data worker process died") as raised:
+    with pytest.raises(ChildProcessError, match="a data worker process died") as raised:
         list(stream)
     assert "\n" not in str(raised.value)
 

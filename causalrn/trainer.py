@@ -1,0 +1,44 @@
+"""Lightning's Trainer with checkpoints that are complete or absent, and without work inside signal handlers."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from causalrn.checkpoint import commit, partial_name
+from causalrn.checkpoint_io import BackgroundCheckpointIO
+
+# Their ranks write one folder together, at once; their own code decides how.
+WRITE_FOLDERS = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+
+
+class Trainer(L.Trainer):
+    """Saves single files in the background and folders under another name first; leaves signals to `Preemption`."""
+
+    def harden(self) -> None:
+        """Called once, after construction, whose arguments stay Lightning's."""
+        if not isinstance(self.strategy, WRITE_FOLDERS):
+            self.strategy.checkpoint_io = BackgroundCheckpointIO()
+        # Lightning's handler of SIGTERM runs a collective inside the handler, which can meet another one.
+        self._signal_connector.register_signal_handlers = lambda: None
+        # What that handler needs: a broadcast before every batch, which a device is waited for.
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def save_checkpoint(
+        self, filepath: Any, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        if not isinstance(self.strategy, WRITE_FOLDERS):
+            super().save_checkpoint(filepath, weights_only, storage_options)
+            return
+        path = Path(self.strategy.broadcast(filepath))
+        temporary = partial_name(path)
+        if self.is_global_zero and temporary.exists():
+            # What a kill left, maybe by more ranks than there are now.
+            shutil.rmtree(temporary)
+        self.strategy.barrier("room for a checkpoint")
+        super().save_checkpoint(temporary, weights_only, storage_options)
+        if self.is_global_zero:
+            commit(temporary, path)
+        self.strategy.barrier("checkpoint is complete")

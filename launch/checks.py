@@ -1,0 +1,127 @@
+"""What can be said of a run before it is queued: its config is read as the run will read it, and held against its ranks."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from causalrn.cli import CausalRNCLI, check_unused
+from datamodules.remote import join_url, open_url
+from datamodules.shards import MANIFEST, Manifest
+from launch.job import Job
+
+
+class ConfigOnly(CausalRNCLI):
+    """Reads and checks the arguments of causalrn.fit; builds nothing and touches no run folder."""
+
+    def before_instantiate_classes(self) -> None:
+        self.resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def read_config(arguments: list[str]) -> dict[str, Any]:
+    """The resolved config of a causalrn.fit command, as its run folder will hold it."""
+    return ConfigOnly(arguments).resolved
+
+
+def check(config: dict[str, Any], job: Job, run_dir: Path) -> list[str]:
+    """Raises a ValueError for what would end the job after it has waited in the queue; returns what was checked."""
+    return [
+        check_devices(config["trainer"], job),
+        check_strategy(config["trainer"]),
+        check_batch(config, job),
+        check_shards(config["data"], job),
+        check_run_dir(run_dir),
+    ]
+
+
+def check_devices(trainer: dict[str, Any], job: Job) -> str:
+    """The script passes nodes and devices on; a config that says otherwise means another job."""
+    for name, wanted in (("num_nodes", job.nodes), ("devices", job.tasks_per_node)):
+        value = trainer[name]
+        if value not in ("auto", wanted) and not (name == "num_nodes" and value == 1):
+            raise ValueError(
+                f"trainer.{name} is {value} and the job has {wanted}; want the same, or leave it out of the config"
+            )
+    if job.ranks > 1 and trainer["strategy"] == "auto" and not job.gpus_per_node:
+        raise ValueError(
+            f"{job.ranks} tasks and trainer.strategy auto; want one that trains on several processes, as "
+            "--config configs/trainer/ddp.yaml"
+        )
+    if trainer["accelerator"] in ("gpu", "cuda") and not job.gpus_per_node:
+        raise ValueError(
+            f"trainer.accelerator is {trainer['accelerator']} and the job has no GPUs; want --gpus-per-node"
+        )
+    return f"{job.nodes} nodes x {job.tasks_per_node} tasks = {job.ranks} ranks"
+
+
+def strategy_name(trainer: dict[str, Any]) -> str:
+    strategy = trainer["strategy"]
+    return strategy if isinstance(strategy, str) else strategy["class_path"]
+
+
+def check_strategy(trainer: dict[str, Any]) -> str:
+    name = strategy_name(trainer)
+    if "deepspeed" in name.lower() and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"trainer.strategy {name} needs the package deepspeed; want: pip install 'causalrn[deepspeed]'"
+        )
+    return f"strategy {name}"
+
+
+def check_batch(config: dict[str, Any], job: Job) -> str:
+    """batch_size counts the samples of a step over all ranks."""
+    data = config["data"]["init_args"]
+    batch_size, length = data.get("batch_size"), data.get("context_length")
+    if "SequenceParallel" in strategy_name(config["trainer"]):
+        if length is not None and length % job.ranks:
+            raise ValueError(
+                f"context_length {length} is not divisible by the {job.ranks} ranks that share a sequence"
+            )
+        return f"context_length {length} over {job.ranks} ranks"
+    if batch_size is not None and batch_size % job.ranks:
+        below = batch_size - batch_size % job.ranks
+        wanted = f"{below} or {below + job.ranks}" if below else str(job.ranks)
+        raise ValueError(
+            f"data.init_args.batch_size {batch_size} counts the samples of a step over all ranks and is not divisible "
+            f"by {job.ranks} ranks; want for example {wanted}"
+        )
+    return f"batch_size {batch_size} over {job.ranks} ranks"
+
+
+def check_shards(data: dict[str, Any], job: Job) -> str:
+    """Local shards must be there; remote ones are dealt out whole, so that every reader needs one."""
+    settings = data["init_args"]
+    if url := settings.get("shards_url"):
+        with open_url(join_url(url, MANIFEST)) as file:
+            shards = json.load(file)["splits"]["train"]["shards"]
+        readers = job.ranks * max(1, settings.get("num_workers", 0))
+        if len(shards) < readers:
+            raise ValueError(
+                f"{len(shards)} training shards for {readers} readers ({job.ranks} ranks and their workers); want at "
+                "least one each: fewer workers, or smaller shards"
+            )
+        return f"{len(shards)} training shards for {readers} readers"
+    # A corpus of the package is prepared by the run itself.
+    if settings.get("shards_dir") and not settings.get("corpus"):
+        shards = Manifest.load(settings["shards_dir"]).splits["train"].shards
+        return f"{len(shards)} training shards in {settings['shards_dir']}"
+    return "no shards"
+
+
+def check_run_dir(run_dir: Path) -> str:
+    check_unused(run_dir, None)
+    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.is_dir())
+    probe = parent / ".launch-probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"run folder {run_dir} cannot be written ({error.strerror}); want another --run-dir"
+        ) from error
+    return f"run folder {run_dir}"
