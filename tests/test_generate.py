@@ -166,8 +166,9 @@ def endless(tmp_path: Path) -> Path:
         # Always the same letter.
         network.head.weight.zero_()
         network.token_embedding.weight.zero_()
-        network.position_embedding.weight.copy_(torch.tensor([1.0, -1.0] * 4).expand(1_000_000, 8))
-        dict(network.named_parameters())["blocks.0.mixer.out_proj.weight"].zero_()
+        weights = dict(network.named_parameters())
+        weights["position_embedding.weight"].copy_(torch.tensor([1.0, -1.0] * 4).expand(1_000_000, 8))
+        weights["blocks.0.mixer.out_proj.weight"].zero_()
         network.head.weight[ord("a")] = torch.tensor([1.0, -1.0] * 4)
     save_network(network, tmp_path / "endless.ckpt", TEXT)
     return tmp_path / "endless.ckpt"
