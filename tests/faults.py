@@ -117,9 +117,6 @@ class ShardedCopyModule(NoisyCopyModule):
             assert self.device_mesh is not None
             fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = self.description
-
 
 def write_config(path: Path, module: str = "NoisyCopyModule", num_workers: int = 0, **trainer: Any) -> Path:
     """A small copy run: 12 steps of two batches, validations of 3 batches after steps 4, 8 and 12."""

@@ -1,5 +1,6 @@
 """launch/fit.sbatch on a real SLURM of two nodes: preempted, requeued, cancelled, and as an array."""
 
+import itertools
 import os
 import re
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.__main__ import main as launch
 from tests.faults import FAULT, ROOT, write_config
@@ -46,11 +48,13 @@ class Runs:
         (job,) = re.findall(r"submitted job (\d+)", capsys.readouterr().out)
         return job
 
-    def two_nodes(self, capsys: pytest.CaptureFixture[str], run_dir: Path, fault: str = "{}") -> str:
+    def two_nodes(
+        self, capsys: pytest.CaptureFixture[str], run_dir: Path, fault: str = "{}", *more: str
+    ) -> str:
         return self.submit(
             capsys,
             ["--nodes", "2", "--time", "10"],
-            ["--config", self.config, "--run_dir", str(run_dir)],
+            ["--config", self.config, "--run_dir", str(run_dir), *more],
             fault,
         )
 
@@ -109,6 +113,33 @@ def test_a_signalled_job_comes_back_and_ends_as_if_nothing_had_been(
     runs.ended(job)
     assert "SIGTERM: saved at step 8; exit code 75" in (cancelled / "logs" / "rank-0.log").read_text()
     assert "start 2" not in (cancelled / "logs" / f"{job}.log").read_text()
+
+
+def test_zero_trains_on_two_nodes_and_comes_back(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = {1: "{}", 2: '{"kind": "wait for a signal", "rank": 0, "step": 6}'}
+    folders = {stage: tmp_path / f"zero{stage}" for stage in fault}
+    for stage, folder in folders.items():
+        strategy = tmp_path / f"zero{stage}.yaml"
+        trainer = {
+            "strategy": {
+                "class_path": "tests.cpu_deepspeed.CPUZeroStrategy",
+                "init_args": {"stage": stage},
+            }
+        }
+        strategy.write_text(yaml.safe_dump({"trainer": trainer}))
+        job = runs.two_nodes(capsys, folder, fault[stage], "--config", str(strategy))
+        if stage == 2:
+            runs.until((folder / "waiting").exists, "waiting run")
+            runs.cluster.ask("scancel", "--signal=USR1", job)
+        runs.ended(job)
+        log = (folder / "logs" / "rank-0.log").read_text()
+        assert "12 steps in" in log, log[-3000:]
+        assert ("SIGUSR1: saved at step 8; back in the queue" in log) == (stage == 2)
+    # The same batches, gradients and random numbers, whatever is partitioned and whether it was interrupted.
+    one, two = (list(itertools.chain.from_iterable(losses(folder))) for folder in folders.values())
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_an_array_of_a_small_sweep(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
