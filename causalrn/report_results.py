@@ -51,7 +51,7 @@ def results_page(folder: Path, beside: Path) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What STEM.json holds, with the rows of STEM.csv as another table."""
+    """What STEM.json holds, or, where it has no rows, with those of STEM.csv."""
     record: Any = {}
     if (file := path.with_name(f"{path.name}.json")).exists():
         try:
@@ -60,7 +60,7 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(f"{file} is no record: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{file} is no record: want a JSON object, got {type(record).__name__}")
-    if (file := path.with_name(f"{path.name}.csv")).exists():
+    if "rows" not in record and (file := path.with_name(f"{path.name}.csv")).exists():
         with file.open(newline="") as lines:
             record["table"] = list(csv.DictReader(lines))
     return record
@@ -128,4 +128,7 @@ def number(value: Any) -> str:
         return (
             f"{value:.3g}" if abs(value) < 1e3 else f"{value:.3e}" if abs(value) >= 1e6 else f"{value:,.0f}"
         )
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        # A table in a cell: the record has it.
+        return str(len(value))
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -24,8 +24,10 @@ def file_table(sweep: Sweep, folder: SweepFolder, rows: list[Row], target: Path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = {
         "sweep": sweep.path.name,
-        **describe_machine(device),
-        "command": shlex.join(["python", "-m", "causalrn.sweep", *sys.argv[1:]]),
+        "machine": {
+            **describe_machine(device),
+            "command": shlex.join(["python", "-m", "causalrn.sweep", *sys.argv[1:]]),
+        },
         # The runs may be older than this record, and of other machines.
         "runs_on": [{**facts, "runs": names} for facts, names in facts.machines(runs)],
         "unfinished": [row["point"] for row in rows if row["state"] != "finished"],
