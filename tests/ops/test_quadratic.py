@@ -165,7 +165,9 @@ def test_large_gains_overflow_to_infinity_and_zero() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
-@pytest.mark.parametrize("shape", [(1, 200, 200, 1, 24), (3, 50, 90, 2, 24)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 200, 200, 1, 24), (3, 50, 90, 2, 24), (2, 3, 9000, 1, 24), (1, 20, 6000, 1, 24)], ids=str
+)
 def test_threads_share_the_work(shape: tuple[int, int, int, int, int], threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -45,6 +45,10 @@ CAUSALRN_INLINE Reach reach_of(const QuadraticArguments& a, int64_t head, int64_
     return {begin, end, count};
 }
 
+CAUSALRN_INLINE int64_t key_offset(const QuadraticArguments& a, int64_t b, int64_t h, int64_t j) {
+    return ((b * a.keys + j) * a.heads + h) * a.channels;
+}
+
 // The keys of one batch entry and head, packed: row j is `values + j * stride`.
 struct Keys {
     const float *values, *squares;
@@ -52,51 +56,72 @@ struct Keys {
     int64_t stride, batch, head;
 };
 
-CAUSALRN_INLINE int64_t key_offset(const QuadraticArguments& a, int64_t b, int64_t h, int64_t j) {
-    return ((b * a.keys + j) * a.heads + h) * a.channels;
-}
-
-// All keys in scratch memory: filled by every thread of a team together.
+// One thread's packed copy of the keys of the batch entry and head that it works on: small enough to stay in its cache.
 struct PackedKeys {
     // A block of keys may be read beyond the last key; what is read there is not used.
     static constexpr int kReadAhead = 32;
-    const int64_t stride, keys, count;
-    float *const values, *const squares;
-    double* const means;
+    float *values, *squares;
+    double* means;
+    int64_t stride;
 
-    explicit PackedKeys(const QuadraticArguments& a)
-        : stride(padded(a.channels)),
-          keys(a.keys),
-          count(a.batch * a.heads * a.keys),
-          values(allocate_floats((count + kReadAhead) * padded(a.channels))),
-          squares(allocate_floats(count + kReadAhead)),
-          means(static_cast<double*>(malloc(sizeof(double) * count))) {}
-    ~PackedKeys() {
-        free(values);
-        free(squares);
-        free(means);
+    static int64_t floats(const QuadraticArguments& a) {
+        return (a.keys + kReadAhead) * padded(a.channels) + padded(a.keys + kReadAhead) + 2 * padded(a.keys);
     }
-    PackedKeys(const PackedKeys&) = delete;
+    PackedKeys(const QuadraticArguments& a, float* memory)
+        : values(memory),
+          squares(values + (a.keys + kReadAhead) * padded(a.channels)),
+          means(reinterpret_cast<double*>(squares + padded(a.keys + kReadAhead))),
+          stride(padded(a.channels)) {}
 
-    bool complete() const { return values && squares && means; }
-
-    void fill(const QuadraticArguments& a) const {
-#pragma omp for schedule(static) nowait
-        for (int64_t row = 0; row < count; ++row) {
-            int64_t group = row / a.keys;
-            int64_t offset = key_offset(a, group / a.heads, group % a.heads, row % a.keys);
-            Row packed = pack_row(a.k, offset, a.channels, a.bf16, a.norm == kLayer, values + row * stride);
-            squares[row] = packed.squares;
-            means[row] = packed.mean;
+    // Packs the keys [begin, end) of a group, which is a batch entry and head.
+    Keys pack(const QuadraticArguments& a, int64_t group, int64_t begin, int64_t end) const {
+        const int64_t batch = group / a.heads, head = group % a.heads;
+        for (int64_t j = begin; j < end; ++j) {
+            Row row = pack_row(a.k, key_offset(a, batch, head, j), a.channels, a.bf16, a.norm == kLayer, values + j * stride);
+            squares[j] = row.squares;
+            means[j] = row.mean;
         }
-    }
-
-    // The keys of one batch entry and head.
-    Keys group(const QuadraticArguments& a, int64_t index) const {
-        int64_t first = index * keys;
-        return {values + first * stride, squares + first, means + first, stride, index / a.heads, index % a.heads};
+        return {values, squares, means, stride, batch, head};
     }
 };
+
+// The work is cut into one contiguous share per thread, by the number of pairs. An item is a block of `size` queries of
+// a group, the blocks of a group in order: the same items go to the same thread in every run with this number of threads.
+struct Share {
+    int64_t begin, end;
+};
+
+CAUSALRN_STATIC void cut_shares(const QuadraticArguments& a, int64_t size, Share* shares) {
+    const int64_t blocks = (a.queries + size - 1) / size, items = a.batch * a.heads * blocks;
+    auto cost = [&](int64_t item) {
+        int64_t middle = min((item % blocks) * size + size / 2, a.queries - 1);
+        Reach reach = reach_of(a, item / blocks % a.heads, middle + a.keys - a.queries);
+        return double(max(int64_t(1), reach.end - reach.begin));
+    };
+    double total = 0, sum = 0;
+    for (int64_t item = 0; item < items; ++item) total += cost(item);
+    int64_t item = 0;
+    for (int thread = 0; thread < a.threads; ++thread) {
+        shares[thread].begin = item;
+        while (item < items && sum + 0.5 * cost(item) < total * (thread + 1) / a.threads) sum += cost(item++);
+        if (thread == a.threads - 1) item = items;
+        shares[thread].end = item;
+    }
+}
+
+// Calls run(keys, group, begin, end) with the queries of each group of a share, the group's keys packed.
+template <class Run>
+CAUSALRN_INLINE void each_group(const QuadraticArguments& a, const Share& share, int64_t size, float* memory, Run run) {
+    const PackedKeys packed(a, memory);
+    const int64_t blocks = (a.queries + size - 1) / size;
+    for (int64_t item = share.begin; item < share.end;) {
+        const int64_t group = item / blocks, next = min(share.end, (group + 1) * blocks);
+        const int64_t begin = item % blocks * size, end = min(a.queries, (next - group * blocks) * size);
+        auto reach = [&](int64_t query) { return reach_of(a, group % a.heads, query + a.keys - a.queries); };
+        run(packed.pack(a, group, reach(begin).begin, reach(end - 1).end), group, begin, end);
+        item = next;
+    }
+}
 
 struct Query {
     const float* values;

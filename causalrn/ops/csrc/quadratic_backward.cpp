@@ -217,79 +217,79 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
     }
 }
 
-// The work is cut into one contiguous share per thread, by the number of pairs. A group (batch entry and head) that a
-// share begins within is summed into a buffer of that thread's own, all others straight into dk: the sums are the
-// same in every run with this number of threads.
-struct Share {
-    int64_t begin, end;
-};
-
-static void cut_shares(const QuadraticArguments& a, int64_t blocks, Share* shares) {
-    const int64_t items = a.batch * a.heads * blocks;
-    auto cost = [&](int64_t item) {
-        int64_t middle = min((item % blocks) * kQueryBlock + kQueryBlock / 2, a.queries - 1);
-        Reach reach = reach_of(a, item / blocks % a.heads, middle + a.keys - a.queries);
-        return double(max(int64_t(1), reach.end - reach.begin));
-    };
-    double total = 0, sum = 0;
-    for (int64_t item = 0; item < items; ++item) total += cost(item);
-    int64_t item = 0;
-    for (int thread = 0; thread < a.threads; ++thread) {
-        shares[thread].begin = item;
-        while (item < items && sum + 0.5 * cost(item) < total * (thread + 1) / a.threads) sum += cost(item++);
-        if (thread == a.threads - 1) item = items;
-        shares[thread].end = item;
-    }
+// Writes row j of dk.
+CAUSALRN_INLINE void store_key(const QuadraticArguments& a, int64_t group, int64_t j, const float* row) {
+    const int64_t offset = key_offset(a, group / a.heads, group % a.heads, j);
+    store_row(a.dk, offset, row, a.channels, 1, mean_to_remove(a, row), a.bf16);
 }
+
+// What a thread sums into: dk of the first group of its share, and of each other one in turn. A group that is whole in a
+// share is written at once; the parts of one that is split are added up at the end, in the order of the threads, so that
+// the sums are the same in every run with this number of threads.
+struct Part {
+    Share share;
+    float* sums[2];
+
+    bool has(int64_t group, int64_t blocks) const {
+        return share.begin < min(share.end, (group + 1) * blocks) && group * blocks < share.end;
+    }
+    float* of(int64_t group, int64_t blocks) const { return sums[group != share.begin / blocks]; }
+};
 
 template <class Act, bool kGained>
 static int backward(const QuadraticArguments& a) {
-    PackedKeys packed(a);
-    const int64_t stride = packed.stride, groups = a.batch * a.heads, group_size = a.keys * stride;
+    const int64_t stride = padded(a.channels), group_size = a.keys * stride;
     const int64_t blocks = (a.queries + kQueryBlock - 1) / kQueryBlock;
-    float* const scratch = allocate_floats(a.threads * Workspace::size(stride));
-    float* const dk = allocate_floats(groups * group_size);
-    float* const own_dk = allocate_floats((a.threads - 1) * group_size);
+    const int64_t rows = Workspace::size(stride), per_thread = rows + padded(PackedKeys::floats(a));
     Share* const shares = static_cast<Share*>(malloc(sizeof(Share) * a.threads));
-    const bool complete = packed.complete() && scratch && dk && own_dk && shares;
+    Part* const parts = static_cast<Part*>(malloc(sizeof(Part) * a.threads));
+    float* const scratch = allocate_floats(a.threads * (per_thread + 2 * group_size));
+    const bool complete = shares && parts && scratch;
     if (complete) {
-        cut_shares(a, blocks, shares);
+        cut_shares(a, kQueryBlock, shares);
+        for (int thread = 0; thread < a.threads; ++thread) {
+            float* const memory = scratch + a.threads * per_thread + 2 * thread * group_size;
+            parts[thread] = {shares[thread], {memory, memory + group_size}};
+        }
 #pragma omp parallel num_threads(a.threads)
         {
-            packed.fill(a);
-#pragma omp for schedule(static)
-            for (int64_t row = 0; row < groups * a.keys; ++row) memset(dk + row * stride, 0, sizeof(float) * stride);
 #pragma omp for schedule(static, 1)
             for (int thread = 0; thread < a.threads; ++thread) {
-                const Workspace work(scratch + thread * Workspace::size(stride), stride);
-                const Share share = shares[thread];
-                const int64_t split = share.begin % blocks ? share.begin / blocks : -1;
-                float* const own = own_dk + (thread - 1) * group_size;
-                if (split >= 0 && share.begin < share.end) memset(own, 0, sizeof(float) * group_size);
-                for (int64_t item = share.begin; item < share.end; ++item) {
-                    int64_t group = item / blocks;
-                    backward_block<Act, kGained>(a, packed.group(a, group), item % blocks * kQueryBlock, work,
-                                                   group == split ? own : dk + group * group_size);
-                }
+                float* const memory = scratch + thread * per_thread;
+                const Workspace work(memory, stride);
+                auto run = [&](const Keys& keys, int64_t group, int64_t begin, int64_t end) {
+                    float* const dk = parts[thread].of(group, blocks);
+                    memset(dk, 0, sizeof(float) * group_size);
+                    for (int64_t first = begin; first < end; first += kQueryBlock)
+                        backward_block<Act, kGained>(a, keys, first, work, dk);
+                    if (begin == 0 && end == a.queries)
+                        for (int64_t j = 0; j < a.keys; ++j) store_key(a, group, j, dk + j * stride);
+                };
+                each_group(a, parts[thread].share, kQueryBlock, memory + rows, run);
             }
+            for (int64_t group = -1, thread = 1; thread < a.threads; ++thread) {
+                const Share share = parts[thread].share;
+                // Once for each group that a share begins within.
+                if (share.begin == share.end || share.begin % blocks == 0 || share.begin / blocks == group) continue;
+                group = share.begin / blocks;
+                int64_t first = thread - 1;
+                while (!parts[first].has(group, blocks)) --first;
 #pragma omp for schedule(static)
-            for (int64_t row = 0; row < groups * a.keys; ++row) {
-                int64_t group = row / a.keys, j = row % a.keys;
-                float* total = dk + row * stride;
-                for (int thread = 1; thread < a.threads; ++thread) {
-                    const Share share = shares[thread];
-                    if (share.begin >= share.end || share.begin % blocks == 0 || share.begin / blocks != group) continue;
-                    const float* part = own_dk + (thread - 1) * group_size + j * stride;
-                    for (int64_t d = 0; d < stride; d += kWidth) store(total + d, load(total + d) + load(part + d));
+                for (int64_t j = 0; j < a.keys; ++j) {
+                    float* const total = parts[first].of(group, blocks) + j * stride;
+                    for (int64_t other = thread; other < a.threads; ++other) {
+                        if (!parts[other].has(group, blocks)) continue;
+                        const float* const part = parts[other].of(group, blocks) + j * stride;
+                        for (int64_t d = 0; d < stride; d += kWidth) store(total + d, load(total + d) + load(part + d));
+                    }
+                    store_key(a, group, j, total);
                 }
-                store_row(a.dk, key_offset(a, group / a.heads, group % a.heads, j), total, a.channels, 1, mean_to_remove(a, total), a.bf16);
             }
         }
     }
-    free(scratch);
-    free(dk);
-    free(own_dk);
     free(shares);
+    free(parts);
+    free(scratch);
     return complete ? kDone : kOutOfMemory;
 }
 

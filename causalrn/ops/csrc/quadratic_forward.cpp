@@ -95,27 +95,26 @@ static void forward_block(const QuadraticArguments& a, const Keys& keys, int64_t
 
 template <class Act, bool kWeighted>
 static int forward(const QuadraticArguments& a) {
-    PackedKeys packed(a);
-    const int64_t stride = packed.stride, per_thread = (2 * kQueryBlock + 2) * stride;
-    float* scratch = allocate_floats(a.threads * per_thread);
-    if (!scratch || !packed.complete()) {
-        free(scratch);
-        return kOutOfMemory;
-    }
-    const int64_t blocks = (a.queries + kQueryBlock - 1) / kQueryBlock, groups = a.batch * a.heads;
-#pragma omp parallel num_threads(a.threads)
-    {
-        packed.fill(a);
-#pragma omp barrier
-        // The longest rows first, so that no thread is left with one at the end.
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t item = 0; item < groups * blocks; ++item) {
-            int64_t group = item % groups, first = (blocks - 1 - item / groups) * kQueryBlock;
-            forward_block<Act, kWeighted>(a, packed.group(a, group), first, scratch + thread_index() * per_thread);
+    const int64_t stride = padded(a.channels), rows = (2 * kQueryBlock + 2) * stride;
+    const int64_t per_thread = rows + padded(PackedKeys::floats(a));
+    float* const scratch = allocate_floats(a.threads * per_thread);
+    Share* const shares = static_cast<Share*>(malloc(sizeof(Share) * a.threads));
+    const bool complete = scratch && shares;
+    if (complete) {
+        cut_shares(a, kQueryBlock, shares);
+#pragma omp parallel for num_threads(a.threads) schedule(static, 1)
+        for (int thread = 0; thread < a.threads; ++thread) {
+            float* const memory = scratch + thread * per_thread;
+            each_group(a, shares[thread], kQueryBlock, memory + rows,
+                       [&](const Keys& keys, int64_t, int64_t begin, int64_t end) {
+                           for (int64_t first = begin; first < end; first += kQueryBlock)
+                               forward_block<Act, kWeighted>(a, keys, first, memory);
+                       });
         }
     }
     free(scratch);
-    return kDone;
+    free(shares);
+    return complete ? kDone : kOutOfMemory;
 }
 
 CAUSALRN_EXPORT(int, quadratic_forward)(const QuadraticArguments* arguments) {
