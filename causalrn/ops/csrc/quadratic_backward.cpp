@@ -13,19 +13,22 @@ constexpr int kKeyBlock = 16;
 // A tile of pairs that share their loaded rows: two queries with four keys.
 constexpr int kTileQueries = 2;
 constexpr int kTileKeys = 4;
+// Queries or keys after which a running sum is added to the whole one: in one sum long rows would lose digits.
+constexpr int kSpan = 256;
 // Keys whose sums stand in registers together.
 constexpr int kKeyTile = 8;
 
 // Scratch memory of one thread.
 struct Workspace {
-    float *q, *grad, *dq, *exact, *zero;
+    float *q, *grad, *dq, *recent_dq, *exact, *zero;
 
-    static int64_t size(int64_t stride) { return (3 * kQueryBlock + 2) * stride; }
+    static int64_t size(int64_t stride) { return (4 * kQueryBlock + 2) * stride; }
     Workspace(float* memory, int64_t stride)
         : q(memory),
           grad(q + kQueryBlock * stride),
           dq(grad + kQueryBlock * stride),
-          exact(dq + kQueryBlock * stride),
+          recent_dq(dq + kQueryBlock * stride),
+          exact(recent_dq + kQueryBlock * stride),
           zero(exact + stride) {}
 };
 
@@ -76,6 +79,14 @@ CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery
             query[n].radial[p] =
                 query[n].std[p] > 0 ? query[n].gain * query[n].inverse[p] * sums[p] * per_channel / query[n].std[p] : 0;
         }
+    }
+}
+
+// total += part and part = 0.
+CAUSALRN_INLINE void flush(float* part, int64_t count, float* total) {
+    for (int64_t n = 0; n < count; n += kWidth) {
+        store(total + n, load(total + n) + load(part + n));
+        store(part + n, vec{});
     }
 }
 
@@ -139,6 +150,7 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
     const int rows = int(min(int64_t(kQueryBlock), a.queries - first));
     const float per_channel = 1.0f / float(a.channels);
     memset(work.dq, 0, sizeof(float) * kQueryBlock * stride);
+    memset(work.recent_dq, 0, sizeof(float) * kQueryBlock * stride);
     memset(work.zero, 0, sizeof(float) * stride);
     Query query[kQueryBlock];
     Reach reach[kQueryBlock];
@@ -170,7 +182,7 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
         memset(radial, 0, sizeof radial);
 
         auto tile_query = [&](int n, int p) {
-            return TileQuery{work.q + n * stride, work.grad + n * stride, work.dq + n * stride, query[n].gain,
+            return TileQuery{work.q + n * stride, work.grad + n * stride, work.recent_dq + n * stride, query[n].gain,
                              pairs[n].std + p, pairs[n].inverse + p, pairs[n].weight + p, radial[n] + p, dgain + n};
         };
         auto fills_tile = [&](int n, int p) {
@@ -208,8 +220,11 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
                 }
             }
         }
-        if (a.norm != kNone) subtract_radial(radial, rows, count, work.q, k, stride, work.dq, block_dk);
+        if (a.norm != kNone) subtract_radial(radial, rows, count, work.q, k, stride, work.recent_dq, block_dk);
+        if ((block - begin) / kKeyBlock % (kSpan / kKeyBlock) == kSpan / kKeyBlock - 1)
+            flush(work.recent_dq, rows * stride, work.dq);
     }
+    flush(work.recent_dq, rows * stride, work.dq);
     for (int n = 0; n < rows; ++n) {
         const float* dq = work.dq + n * stride;
         store_row(a.dq, query_offset(a, keys.batch, keys.head, first + n), dq, a.channels, 1, mean_to_remove(a, dq), a.bf16);
@@ -223,12 +238,13 @@ CAUSALRN_INLINE void store_key(const QuadraticArguments& a, int64_t group, int64
     store_row(a.dk, offset, row, a.channels, 1, mean_to_remove(a, row), a.bf16);
 }
 
-// What a thread sums into: dk of the first group of its share, and of each other one in turn. A group that is whole in a
+// What a thread sums into: dk of the first group of its share, and of each other one in turn; `recent` is the running sum of
+// a span of queries where there are several. A group that is whole in a
 // share is written at once; the parts of one that is split are added up at the end, in the order of the threads, so that
 // the sums are the same in every run with this number of threads.
 struct Part {
     Share share;
-    float* sums[2];
+    float *sums[2], *recent;
 
     bool has(int64_t group, int64_t blocks) const {
         return share.begin < min(share.end, (group + 1) * blocks) && group * blocks < share.end;
@@ -243,13 +259,13 @@ static int backward(const QuadraticArguments& a) {
     const int64_t rows = Workspace::size(stride), per_thread = rows + padded(PackedKeys::floats(a));
     Share* const shares = static_cast<Share*>(malloc(sizeof(Share) * a.threads));
     Part* const parts = static_cast<Part*>(malloc(sizeof(Part) * a.threads));
-    float* const scratch = allocate_floats(a.threads * (per_thread + 2 * group_size));
+    float* const scratch = allocate_floats(a.threads * (per_thread + 3 * group_size));
     const bool complete = shares && parts && scratch;
     if (complete) {
         cut_shares(a, kQueryBlock, shares);
         for (int thread = 0; thread < a.threads; ++thread) {
-            float* const memory = scratch + a.threads * per_thread + 2 * thread * group_size;
-            parts[thread] = {shares[thread], {memory, memory + group_size}};
+            float* const memory = scratch + a.threads * per_thread + 3 * thread * group_size;
+            parts[thread] = {shares[thread], {memory, memory + group_size}, memory + 2 * group_size};
         }
 #pragma omp parallel num_threads(a.threads)
         {
@@ -259,9 +275,14 @@ static int backward(const QuadraticArguments& a) {
                 const Workspace work(memory, stride);
                 auto run = [&](const Keys& keys, int64_t group, int64_t begin, int64_t end) {
                     float* const dk = parts[thread].of(group, blocks);
+                    float* const recent = end - begin > kSpan ? parts[thread].recent : dk;
                     memset(dk, 0, sizeof(float) * group_size);
-                    for (int64_t first = begin; first < end; first += kQueryBlock)
-                        backward_block<Act, kGained>(a, keys, first, work, dk);
+                    if (recent != dk) memset(recent, 0, sizeof(float) * group_size);
+                    for (int64_t first = begin; first < end; first += kQueryBlock) {
+                        backward_block<Act, kGained>(a, keys, first, work, recent);
+                        const bool complete = (first - begin) % kSpan == kSpan - kQueryBlock || first + kQueryBlock >= end;
+                        if (recent != dk && complete) flush(recent, group_size, dk);
+                    }
                     if (begin == 0 && end == a.queries)
                         for (int64_t j = 0; j < a.keys; ++j) store_key(a, group, j, dk + j * stride);
                 };
