@@ -138,7 +138,9 @@ def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines], 
             axis.plot(x, y, marker="o", markersize=3, label=label)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.set(yscale=y_scale, xlabel=x_label, ylabel=y_label)
+        # A logarithm wants something above 0 to show.
+        shown = any(value > 0 for _, y in lines.values() for value in y)
+        axis.set(yscale=y_scale if shown else "linear", xlabel=x_label, ylabel=y_label)
         axis.grid(which="both", alpha=0.2)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=9)

@@ -2,7 +2,6 @@
 
 import csv
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from tensorboard.compat.proto import event_pb2
 class MetricsCSV(Logger):
     """Writes `metrics.csv`: one row per step, one column per metric.
 
-    A run that is resumed keeps the rows before its first step, writes over the values of that step and drops the rows
-    after it, so that no step stands twice. A torn last line, left by a killed process, is dropped.
+    A run that is resumed keeps the rows before the step of its checkpoint and drops the others (`continue_from`), so that no
+    step stands twice. A torn last line, left by a killed process, is dropped.
 
     Args:
         save_dir: folder of the file; the run folder.
@@ -31,6 +30,8 @@ class MetricsCSV(Logger):
         self.columns: list[str] = []
         # Rows not written yet; the last one may still grow, since training and validation log apart.
         self.pending: list[dict[str, Any]] = []
+        # Of the last row in the file.
+        self.written_step: float | None = None
 
     @property
     def name(self) -> str:
@@ -57,7 +58,12 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None, "Lightning passes the step"
         if not self.columns:
-            self._continue_from(step)
+            self.continue_from(step)
+        if not self.pending and step == self.written_step:
+            # A run that was preempted in a validation has logged the training of that step, and logs the rest now.
+            *rows, last = read_metrics(self.path)
+            self._replace([*rows, {**last, **metrics}])
+            return
         if not self.pending or self.pending[-1]["step"] != step:
             if len(self.pending) >= self.flush_every_n_rows:
                 self._write(self.pending)
@@ -76,11 +82,11 @@ class MetricsCSV(Logger):
         self._write(self.pending)
         self.pending = []
 
-    def _continue_from(self, step: int) -> None:
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Drops what an earlier process logged at `step` and after it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step] if self.path.exists() else []
-        # A run that was preempted in a validation has logged the training of that step, and logs the rest now.
-        self.pending = [rows.pop()] if rows and rows[-1]["step"] == step else []
+        rows = [row for row in read_metrics(self.path) if row["step"] < step] if self.path.exists() else []
         self.columns = ["step"]
         self._replace(rows)
 
@@ -94,6 +100,7 @@ class MetricsCSV(Logger):
             return
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerows(rows)
+        self.written_step = rows[-1]["step"]
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         """Rewrites the file in one step, so that a kill leaves the old one or the new one."""
@@ -104,6 +111,7 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.path)
+        self.written_step = rows[-1]["step"] if rows else None
 
 
 class TensorBoardEvents(TensorBoardLogger):
@@ -111,18 +119,15 @@ class TensorBoardEvents(TensorBoardLogger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="")
-        self._started = False
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if not self._started and step is not None:
-            self._started = True
-            # TensorBoard drops the events of earlier files from this step on (SummaryWriter's purge_step, which
-            # would have to be known before the checkpoint is read).
-            events: Any = event_pb2
-            start = events.Event(step=step, session_log=events.SessionLog(status=events.SessionLog.START))
-            self.experiment._get_file_writer().add_event(start, step)
-        super().log_metrics(metrics, step)
+    def continue_from(self, step: int) -> None:
+        """Hides what an earlier process logged at `step` and after it."""
+        # TensorBoard drops the events of earlier files from this step on (SummaryWriter's purge_step, which would have to
+        # be known before the checkpoint is read).
+        events: Any = event_pb2
+        start = events.Event(step=step, session_log=events.SessionLog(status=events.SessionLog.START))
+        self.experiment._get_file_writer().add_event(start, step)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

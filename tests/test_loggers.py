@@ -42,6 +42,25 @@ def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path: Path) -> None
     assert losses == [0, 1, 2, 3, 14, 15, 16, 17]
 
 
+def test_a_run_preempted_in_a_validation_completes_the_row(tmp_path: Path) -> None:
+    first = MetricsCSV(str(tmp_path))
+    for step in range(4):
+        first.log_metrics({"train/loss": float(step)}, step)
+    # Of a closing validation, which the resumed run makes again at its own end.
+    first.log_metrics({"val/loss": 9.0}, 4)
+    first.finalize("success")
+    resumed = MetricsCSV(str(tmp_path))
+    resumed.continue_from(4)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [0, 1, 2, 3]
+    resumed.log_metrics({"val/loss": 5.0}, 3)
+    resumed.log_metrics({"train/loss": 4.0}, 4)
+    resumed.finalize("success")
+    assert read_metrics(tmp_path / "metrics.csv")[3:] == [
+        {"step": 3, "train/loss": 3.0, "val/loss": 5.0},
+        {"step": 4, "train/loss": 4.0},
+    ]
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss\n1,3.5\n2,3.")

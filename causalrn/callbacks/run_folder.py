@@ -13,13 +13,13 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.benchmarking import cpu_name
-from causalrn.loggers import read_metrics
+from causalrn.loggers import MetricsCSV, TensorBoardEvents, read_metrics
 
 PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset", "numpy")
 
 
 class RunFolder(L.Callback):
-    """Writes environment.json at the start, and keeps the resolved config in every checkpoint.
+    """Writes environment.json, tells the loggers where the run continues, keeps the resolved config in every checkpoint.
 
     Args:
         run_dir: the run's folder.
@@ -37,6 +37,12 @@ class RunFolder(L.Callback):
             write_json(self.run_dir / "environment.json", environment())
             parameters = sum(parameter.numel() for parameter in pl_module.parameters())
             print(f"{parameters:,} parameters; run folder {self.run_dir}", flush=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The step of the checkpoint that was restored, or 0.
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV | TensorBoardEvents):
+                logger.continue_from(trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    ParallelStrategy,
+)
 
 from causalrn.sharded import count_ranks, is_fsdp_folder, is_zero_folder
-from causalrn.strategies.fully_sharded import FullyShardedStrategy
 from causalrn.strategies.sequence import SequenceParallelStrategy
 from causalrn.strategies.zero import ZeroStrategy
 
@@ -71,7 +75,7 @@ def check_resume(strategy: Any, checkpoint: Path, ranks: int) -> None:
             raise ValueError(f"{origin} and {type(strategy).__name__} cannot read it: {advice}")
         if (before, stage) != (ranks, strategy.stage):
             raise ValueError(f"{origin}, and this run is ZeRO-{strategy.stage} on {ranks}: {advice}")
-    elif is_fsdp_folder(checkpoint) and not isinstance(strategy, FullyShardedStrategy):
+    elif is_fsdp_folder(checkpoint) and not isinstance(strategy, ModelParallelStrategy):
         raise ValueError(
             f"checkpoint {checkpoint} was written under FSDP and {type(strategy).__name__} cannot read it: {advice}"
         )
