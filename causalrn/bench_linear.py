@@ -81,14 +81,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     return record, panels(rows, drawn)
 
 
+def plain_formula(q: Tensor, k: Tensor, eps: float) -> Tensor:
+    """The linear relation as the official code writes it, with torch.logcumsumexp."""
+    log_sums = normalise(k, "layer", eps).logcumsumexp(1)
+    log_y = (normalise(q, "layer", eps) + log_sums).flatten(2)
+    return normalise((log_y - log_y.amax(-1, keepdim=True)).exp(), "layer", eps).view_as(q)
+
+
 def contenders() -> dict[str, Function]:
     def ours(q: Tensor, k: Tensor) -> Tensor:
         return relation_linear(q, k, eps=EPS)[0]
 
     def plain(q: Tensor, k: Tensor) -> Tensor:
-        log_sums = normalise(k, "layer", EPS).logcumsumexp(1)
-        log_y = (normalise(q, "layer", EPS) + log_sums).flatten(2)
-        return normalise((log_y - log_y.amax(-1, keepdim=True)).exp(), "layer", EPS).view_as(q)
+        return plain_formula(q, k, EPS)
 
     def definition(q: Tensor, k: Tensor) -> Tensor:
         return relation_linear_reference(q, k, eps=EPS)[0]
