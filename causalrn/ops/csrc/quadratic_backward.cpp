@@ -1,4 +1,5 @@
-// Backward pass of the quadratic relation: one activation per pair and channel, its row kept in L1 while it is reduced.
+// Backward pass of the quadratic relation: one activation per pair and channel, in one pass; what points along x follows
+// for a block of pairs as two small matrix products.
 //
 // With g = grad_i / n_i and w = weight_ij g act'(gain_i z), z = r x:
 //     dx_ij = gain_i (r w - c x),  c = r mean_d(w z) / std;   dgain_i = sum_jd w z
