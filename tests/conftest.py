@@ -11,6 +11,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Names a case after its argument where the value is bytes: those of an archive hold the time it was made,
+    and the workers of one run would collect different tests."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def seed_everything() -> None:
     torch.manual_seed(0)
