@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from causalrn.bench_targets import data_targets
+from causalrn.benchmarking import Lines
 from datamodules.packing import PackSettings
 from datamodules.planning import plan_files
 from datamodules.preparation import prepare
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     """Prints a line per figure and returns them.
 
     Raises:
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ours, bare = token_rates(folder, options, manifest)
         report(f"loader, {options.workers} worker", f"{ours / 1e6:,.0f} million tokens/s")
         report("bare memory map, in process", f"{bare / 1e6:,.0f} million tokens/s")
-    return {
+    record = {
         "benchmark": "data",
         "corpus_bytes": manifest.splits["train"].tokens,
         "batch_size": options.batch_size,
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "memmap_tokens_per_second": bare,
         "ratio_to_memmap": bare / ours,
     }
+    return record | {"targets": data_targets(record)}, {}
 
 
 def prepare_seconds(folder: Path, text_mb: int, number: int) -> float:

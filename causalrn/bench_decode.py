@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from causalrn.bench_step import plain_formulas
+from causalrn.bench_targets import decode_targets
 from causalrn.benchmarking import Lines, status_bytes
 from causalrn.decoding import generate
 from causalrn.memory import available_bytes, format_bytes
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
         "whole_context_per_token": rerun,
         "long": measure_long(options),
     }
-    return record, panels(rows)
+    return record | {"targets": decode_targets(record)}, panels(rows)
 
 
 def check() -> None:

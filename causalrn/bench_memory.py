@@ -1,7 +1,6 @@
 """Checks the formulas of causalrn.memory_model against the peak memory of real training runs at small sizes."""
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import torch
 import yaml
 
 from causalrn.allocator import return_freed_memory
-from causalrn.benchmarking import status_bytes
+from causalrn.benchmarking import Lines, status_bytes
 from causalrn.memory_model import Shape, activation_bytes, state_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +64,7 @@ class PeakMemory(L.Callback):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
     default = ["one", "ddp", "fsdp"]
     parser.add_argument(
         "--strategies", nargs="+", choices=tuple(OVERLAYS), default=default, help="overlays to run"
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     """Prints a line per run; the record holds measured and predicted bytes per device, and their ratio."""
     shape = Shape(
         options.d_model, 4 * options.d_model, options.layers, vocab_size=256, context=options.context
@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             measured -= measure(tiny, form, options.batch_size, flags)
             rows.append(compare(shape, form, strategy, ranks, options.batch_size, measured))
             print(describe(rows[-1]), flush=True)
-    return {"benchmark": "memory", "parameters": shape.parameters, "context": shape.context, "rows": rows}
+    record = {"benchmark": "memory", "parameters": shape.parameters, "context": shape.context, "rows": rows}
+    return record, {}
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -176,13 +177,3 @@ def make_config(shape: Shape, form: str, batch_size: int, path: str) -> dict[str
             },
         },
     }
-
-
-def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.bench_memory", description=__doc__)
-    add_arguments(parser)
-    print(json.dumps(run(parser.parse_args(args))))
-
-
-if __name__ == "__main__":
-    main()

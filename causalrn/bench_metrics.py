@@ -12,6 +12,7 @@ from unittest import mock
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from causalrn import fit
+from causalrn.benchmarking import Lines
 from causalrn.callbacks import Norms, Throughput
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps (default: 100)")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     """CPU seconds of the process, which other programs on the machine do not change, with the run's own log interval."""
     spent = {"metrics": 0.0, "training loop": 0.0}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         fit.main(["--config", str(options.config), *flags, "--run_dir", str(Path(folder, "run"))])
     share = spent["metrics"] / spent["training loop"]
     print(f"{100 * share:.2f} % of the training loop's {spent['training loop']:.1f} s", flush=True)
-    return {
+    record = {
         "benchmark": "metrics",
         "config": options.config.stem,
         "batch_size": options.batch_size,
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "cpu_seconds": spent,
         "metrics_share": share,
     }
+    return record, {}
 
 
 def timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:

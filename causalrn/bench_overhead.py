@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from causalrn.benchmarking import Lines
 from causalrn.cli import CausalRNCLI
 from causalrn.models import LanguageModel
 from datamodules.copying import CopyDataModule
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="strings per step (default: 64)")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     """Medians over the turns, and what the framework adds to a step in seconds and as a share.
 
     Both contenders train the quickstart's model on the same batches with the same optimizer, clipping and schedule;
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name, seconds in record["seconds_per_step"].items():
         print(f"{name:<14} {1000 * seconds:8.2f} ms per step", flush=True)
     print(f"{'the difference':<14} {1000 * record['overhead_seconds_per_step']:8.2f} ms per step", flush=True)
-    return record
+    return record, {}
 
 
 class Clock:

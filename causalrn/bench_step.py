@@ -1,8 +1,6 @@
 """Times one training step of the official copying model inside the ordinary `causalrn.fit` loop, against plain formulas."""
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from causalrn.bench_linear import plain_formula
+from causalrn.benchmarking import Lines
 from causalrn.loggers import read_metrics
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
 from causalrn.ops import reference
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each contender (default: 30)")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     """Prints a line per contender and returns their median seconds per step, and the ratios to ours."""
     seconds = {}
     tokens = 2 * options.length + 2
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             seconds[name] = time_bare_loop(model, options)
             report(name, seconds[name])
     ours = seconds["causalrn.fit"]
-    return {
+    record = {
         "benchmark": "step",
         "form": options.form,
         "length": options.length,
@@ -63,6 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "seconds_per_step": seconds,
         "ratio_to_ours": {name: value / ours for name, value in seconds.items()},
     }
+    return record, {}
 
 
 def report(name: str, seconds: float) -> None:
@@ -133,15 +133,3 @@ def time_fit(options: argparse.Namespace) -> float:
         )
         rows = read_metrics(run_dir / "metrics.csv")
     return statistics.median([row["train/step_seconds"] for row in rows if "train/step_seconds" in row][1:])
-
-
-def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.bench_step", description=__doc__)
-    add_arguments(parser)
-    result = run(parser.parse_args(args))
-    result |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
