@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from datamodules.order import Int64Array
-from datamodules.strings import FIRST_LETTER, Rows, copy_rows, random_strings
-from datamodules.task import StringTask
+from datamodules.order import Int64Array, derive_key, random_integers, random_subset, random_uniform
+from datamodules.strings import FIRST_LETTER, Rows, copy_rows, counters, random_strings
+from datamodules.task import StringTask, Task
 from datamodules.tasks import TaskDataModule
 
 
@@ -25,6 +25,48 @@ class Copy(StringTask):
 
     def rows(self, key: np.uint64, ids: Int64Array, length: int) -> Rows:
         return copy_rows(random_strings(key, ids, length, self.alphabet_size))
+
+
+class RepetitiveCopy(Copy):
+    """Copying whose training strings repeat themselves: each has a few of the letters, how many and which is drawn.
+
+    Of random strings of 64 letters one in nine holds some three letters twice: training on them hardly asks to compare
+    more, without which a string of thousands cannot be copied. Evaluated as `Copy`, on strings of all letters.
+
+    >>> RepetitiveCopy(alphabet_size=26, fewest_letters=3).example(length=8)[0]
+    [0, 28, 25, 20, 19, 19, 24, 20, 24, 1, 28, 25, 20, 19, 19, 24, 20, 24]
+
+    Args:
+        alphabet_size: number of letters in all.
+        fewest_letters: of the least varied strings.
+
+    Raises:
+        ValueError: fewer than one letter, or more than there are.
+    """
+
+    name = "repetitive_copy"
+
+    def __init__(self, alphabet_size: int = 26, fewest_letters: int = 3) -> None:
+        super().__init__(alphabet_size)
+        if not 1 <= fewest_letters <= alphabet_size:
+            raise ValueError(f"fewest_letters must be in [1, {alphabet_size}], got {fewest_letters}")
+        self.fewest_letters = fewest_letters
+
+    def settings(self) -> dict[str, int]:
+        return {**super().settings(), "fewest_letters": self.fewest_letters}
+
+    def evaluated_as(self) -> Task:
+        return Copy(self.alphabet_size)
+
+    def rows(self, key: np.uint64, ids: Int64Array, length: int) -> Rows:
+        choices = self.alphabet_size - self.fewest_letters + 1
+        sizes = self.fewest_letters + random_integers(derive_key(int(key), "sizes"), ids, choices)[:, None]
+        subsets = random_subset(
+            derive_key(int(key), "letters"), counters(ids, self.alphabet_size), self.alphabet_size
+        )
+        draws = random_uniform(key, counters(ids, length))
+        strings = np.take_along_axis(subsets, np.floor(draws * sizes).astype(np.int64), axis=1)
+        return copy_rows(FIRST_LETTER + strings)
 
 
 class CopyDataModule(TaskDataModule):

@@ -40,6 +40,10 @@ class Task(ABC):
         if not 1 <= length < MAX_LENGTH:
             raise ValueError(f"length must be in [1, {MAX_LENGTH}), got {length}")
 
+    def evaluated_as(self) -> "Task":
+        """The task of the evaluation sets: another one where only the training samples are drawn in a special way."""
+        return self
+
     def evaluation_key(self, split: str, length: int) -> np.uint64:
         """The key of the fixed set of one split and length, the same for every run and training seed."""
         return derive_key(self.name, split, length, *self.settings().values())

@@ -127,11 +127,12 @@ class SyntheticDataModule(StreamDataModule):
         return max(task.positions(length) for task, length in settings)
 
     def identity(self) -> dict[str, Any]:
+        task = self.train_settings[0].task
         return {
-            "task": self.task.name,
+            "task": task.name,
             "seed": self.seed,
             "lengths": list(self.training_lengths),
-            **self.task.settings(),
+            **task.settings(),
             # Samples that share their setting are those of one batch, so with several of them the size matters.
             "group_size": self.batch_size if len(self.train_settings) > 1 else 1,
         }
@@ -187,10 +188,11 @@ class TaskDataModule(SyntheticDataModule):
                 "val_lengths is empty: want at least one length, or null for the longest in training"
             )
         lengths = [longest] if val_lengths is None else val_lengths
+        evaluated = task.evaluated_as()
         super().__init__(
-            task,
+            evaluated,
             [Setting(task, length) for length in range(shortest, longest + 1)],
-            {f"length_{length}": Setting(task, length) for length in lengths},
+            {f"length_{length}": Setting(evaluated, length) for length in lengths},
             batch_size=batch_size,
             val_samples=val_samples,
             batches_per_epoch=batches_per_epoch,

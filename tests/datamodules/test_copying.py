@@ -1,14 +1,15 @@
 """The copy task: the official rows, fresh strings, one length per batch, and evaluation sets that never change."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from datamodules.copying import Copy, CopyDataModule
-from datamodules.strings import EOS, copy_rows, evaluation_sha256
-from datamodules.tasks import Setting, TaskStream
+from datamodules.copying import Copy, CopyDataModule, RepetitiveCopy
+from datamodules.strings import EOS, FIRST_LETTER, copy_rows, evaluation_sha256
+from datamodules.tasks import Setting, TaskDataModule, TaskStream
 
 
 def test_rows_are_the_official_ones() -> None:
@@ -113,3 +114,30 @@ def test_a_checkpoint_of_another_stream_is_refused() -> None:
     CopyDataModule(length=5, batch_size=4).load_state_dict(
         CopyDataModule(length=5, batch_size=8).state_dict()
     )
+
+
+def test_repetitive_strings_have_few_letters() -> None:
+    task = RepetitiveCopy(alphabet_size=26, fewest_letters=4)
+    strings = task.rows(np.uint64(5), np.arange(500), 300)["tokens"][:, 1:301]
+    # 300 draws hold all of their letters but for one string in a thousand.
+    numbers = Counter(len(set(row)) for row in strings.tolist())
+    assert set(numbers) == set(range(4, 27))
+    assert max(numbers.values()) < 3 * 500 / 23
+    # Which letters a string has is drawn for it alone.
+    assert np.bincount(strings[:, 0] - FIRST_LETTER, minlength=26).min() > 0
+    assert strings.min() == FIRST_LETTER
+    assert strings.max() == task.vocab_size - 1
+
+
+def test_repetitive_strings_are_for_training_only() -> None:
+    data = TaskDataModule(RepetitiveCopy(), batch_size=8, length=[10, 12], val_lengths=[20], val_samples=8)
+    plain = TaskDataModule(Copy(), batch_size=8, length=[10, 12], val_lengths=[20], val_samples=8)
+    ids = np.arange(8)
+    for split in ("val", "test"):
+        ((ours, _),), ((theirs, _),) = data.eval_samples(split), plain.eval_samples(split)
+        assert np.array_equal(ours.read(ids)["tokens"], theirs.read(ids)["tokens"])
+    ours, theirs = data.train_samples().read(ids), plain.train_samples().read(ids)
+    assert not np.array_equal(ours["tokens"], theirs["tokens"])
+    # A run on one stream does not go on with the other.
+    assert data.identity() != plain.identity()
+    assert data.identity()["fewest_letters"] == 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules import copying, passkey, recall, string_tasks
-from datamodules.copying import Copy
+from datamodules.copying import Copy, RepetitiveCopy
 from datamodules.order import random_subset, random_uniform
 from datamodules.passkey import Passkey
 from datamodules.recall import (
@@ -28,6 +28,7 @@ from datamodules.tasks import Setting, TaskDataModule, TaskStream
 
 TASKS = [
     Copy(),
+    RepetitiveCopy(),
     Reverse(),
     DuplicatedNgrams(n_gram=3),
     PrefixLookup(answer_length=4),
@@ -237,6 +238,7 @@ def test_random_draws_are_uniform() -> None:
 # The first 8 rows of each validation set. A change would make results incomparable with those of other users.
 PINNED = {
     "copy": "0d1373a20e34c40e",
+    "repetitive_copy": "49230a0b034a666a",
     "reverse": "7b5dffb90c9805df",
     "duplicated_ngrams": "2f9fc8b558951040",
     "prefix_lookup": "e33103558b6262d2",
@@ -258,6 +260,8 @@ def test_evaluation_sets_are_pinned(task: Task) -> None:
     ("make", "message"),
     [
         (lambda: Copy(0), "alphabet_size must be at least 1, got 0"),
+        (lambda: RepetitiveCopy(fewest_letters=0), r"fewest_letters must be in \[1, 26\], got 0"),
+        (lambda: RepetitiveCopy(4, fewest_letters=5), r"fewest_letters must be in \[1, 4\], got 5"),
         (lambda: DuplicatedNgrams(n_gram=0), "n_gram must be at least 1, got 0"),
         (lambda: PrefixLookup(answer_length=0), "must be at least 1, got n_gram=3, answer_length=0"),
         (lambda: SuffixLookup(n_gram=20), "at most 2[*][*]62, got alphabet_size=26, n_gram=20"),
