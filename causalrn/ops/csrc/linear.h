@@ -36,11 +36,13 @@ CAUSALRN_INLINE void store_lanes(Element* p, vec value, int count) {
     store_lanes(p, 0, value, count, sizeof(Element) == 2);
 }
 
-// How a row lies in scratch memory: each head is padded to whole vectors. Padding of sums is -0, which tells it from
-// every sum of exponentials; all other padding is 0.
+// How a row lies in scratch memory: each head is padded to whole vectors, with zeros.
 struct Layout {
     int64_t heads, channels, head_stride, stride, rows, blocks;
     ivec tail;
+    // Octaves by which the gate's products are lowered to stay in range: with norm(x) <= sqrt(D) they are up to
+    // exp(2 sqrt(D)) times the number of keys, for which there is room up to 2^31.
+    int32_t lowered;
 
     explicit Layout(const LinearArguments& a)
         : heads(a.heads),
@@ -50,7 +52,8 @@ struct Layout {
           // 96 KiB per scratch array of a block leave room for the inputs in a cache of 512 KiB or more.
           rows(min(a.length, max(int64_t(8), min(int64_t(64), 24576 / stride)))),
           blocks((a.length + rows - 1) / rows),
-          tail{} {
+          tail{},
+          lowered(max(0, int(ceilf(2 * kLog2e * sqrtf(float(a.channels)))) + 31 - 125)) {
         for (int lane = 0; lane < kWidth; ++lane) tail[lane] = lane < channels % kWidth ? -1 : 0;
     }
 };
@@ -81,24 +84,40 @@ CAUSALRN_INLINE void fill(const Layout& l, float* row, float value) {
     for (int64_t d = 0; d < l.stride; d += kWidth) store(row + d, broadcast(value));
 }
 
+// The power of two that brings x > 0 between 1 and 2.
+CAUSALRN_INLINE float unit_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = 0x7f000000u - (bits & 0x7f800000u);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 // The normalisation of one head of one row: x -> (x - mean) * inverse.
 struct Stats {
     float mean, std, inverse;
 };
 
-// Copies one head of a row into scratch, less its mean (unless rms).
-template <class Element>
-CAUSALRN_INLINE Stats centre(const Layout& l, const LinearArguments& a, const Element* x, float* out) {
-    vec sums[4] = {}, squares[4] = {};
-    if (!a.rms) each_vector(l, CAUSALRN_EACH { sums[slot] += load_lanes(x + d, count); });
-    const float mean = sum_slots(sums) / float(l.channels);
-    each_vector(l, CAUSALRN_EACH {
-        vec value = select(lanes, load_lanes(x + d, count) - mean, vec{});
-        store(out + d, value);
-        squares[slot] += value * value;
+// The statistics of the same head of N rows.
+template <int N, class Element>
+CAUSALRN_INLINE void statistics(const Layout& l, const LinearArguments& a, const Element* const (&x)[N],
+                                Stats* const (&stats)[N]) {
+    vec sums[N][4] = {}, squares[N][4] = {};
+    float mean[N];
+    if (!a.rms) each_vector(l, CAUSALRN_EACH {
+        for (int n = 0; n < N; ++n) sums[n][slot] += load_lanes(x[n] + d, count);
     });
-    const float std = sqrtf(sum_slots(squares) / float(l.channels));
-    return {mean, std, 1 / (std + a.eps)};
+    for (int n = 0; n < N; ++n) mean[n] = sum_slots(sums[n]) / float(l.channels);
+    each_vector(l, CAUSALRN_EACH {
+        for (int n = 0; n < N; ++n) {
+            vec value = select(lanes, load_lanes(x[n] + d, count) - mean[n], vec{});
+            squares[n][slot] += value * value;
+        }
+    });
+    for (int n = 0; n < N; ++n) {
+        const float std = sqrtf(sum_slots(squares[n]) / float(l.channels));
+        *stats[n] = {mean[n], std, 1 / (std + a.eps)};
+    }
 }
 
 // Row i of batch entry b: of an input, and of an output, which is contiguous.
@@ -124,20 +143,30 @@ CAUSALRN_INLINE Block block_at(const Layout& l, const LinearArguments& a, int64_
     return {b, index * l.rows, min(l.rows, a.length - index * l.rows)};
 }
 
-// The sum of exp(norm(k)) over the rows of a block. Their exponentials go to exp_k + row * exp_stride, and (if wanted)
-// the statistics of each row and head to `stats`.
+// exp(norm(k)) of one vector of a head whose statistics are known; the padding of sums is 0.
 template <class Element>
-static void exp_rows(const Layout& l, const LinearArguments& a, Block block, float* exp_k, int64_t exp_stride,
-                     float* block_sum, Stats* stats) {
-    fill(l, block_sum, -0.0f);
+CAUSALRN_INLINE vec exp_key(const Element* k, const Stats& s, vec scale, int count, ivec lanes) {
+    return select(lanes, exp_steps(load_lanes(k, count) - s.mean, scale), vec{});
+}
+CAUSALRN_INLINE vec exp_scale(const Stats& s) { return broadcast(s.inverse * kExpScale); }
+
+// The sum of exp(norm(k)) over the rows of a block. The exponentials (if wanted) go to exp_k, one row of scratch for
+// each, and the statistics of each row and head to `stats`.
+template <class Element>
+static void exp_rows(const Layout& l, const LinearArguments& a, Block block, float* exp_k, float* block_sum,
+                     Stats* stats) {
+    fill(l, block_sum, 0);
     for (int64_t row = 0; row < block.rows; ++row) {
         for (int64_t h = 0; h < l.heads; ++h) {
-            float *out = exp_k + row * exp_stride + h * l.head_stride, *total = block_sum + h * l.head_stride;
-            const Stats s = centre(l, a, k_row<Element>(a, block.b, block.first + row) + h * l.channels, out);
-            const vec scale = broadcast(s.inverse * kExpScale);
+            const Element* k = k_row<Element>(a, block.b, block.first + row) + h * l.channels;
+            float *out = exp_k + row * l.stride + h * l.head_stride, *total = block_sum + h * l.head_stride;
+            Stats s;
+            statistics<1>(l, a, {k}, {&s});
+            const vec scale = exp_scale(s);
             each_vector(l, CAUSALRN_EACH {
-                vec value = select(lanes, exp_steps(load(out + d), scale), broadcast(-0.0f));
-                store(out + d, value);
+                __builtin_prefetch(k + a.k_stride + d);
+                const vec value = separate(exp_key(k + d, s, scale, count, lanes));
+                if (exp_k) store(out + d, value);
                 store(total + d, load(total + d) + value);
             });
             if (stats) stats[row * l.heads + h] = s;
@@ -145,95 +174,110 @@ static void exp_rows(const Layout& l, const LinearArguments& a, Block block, flo
     }
 }
 
-// A row of exp(l) = exp(norm(q)) S up to a power of two, so that its greatest element lies between 0.7 and 4.
-struct Gate {
-    float mean, std, highest;
-    // 1 / (std + eps * highest): eps is relative to the greatest element.
-    float inverse;
-};
-
-// Where the sums S of the rows of a block come from, one row after the other: `start` is the sum before the block (all
-// there is when not causal), `running` that of the rows so far, exp_k points at the row to come.
+// Where the sums S of the rows of a block come from, one row after the other. `start` is the sum before the block (all
+// there is when not causal), `running` that of the block's rows so far.
 struct RowSums {
     const float* start;
     float* running;
-    const float* exp_k;
+    // The exponentials of the row to come.
+    float* exp_k;
+};
+
+// What is known of the exponentials of the keys when their row is added to the sums.
+enum Keys {
+    // They are in `start` already.
+    kSummed,
+    // They are at hand in exp_k.
+    kAtHand,
+    // Nothing: they are made, and written to exp_k if kKept.
+    kMade,
+    kKept,
 };
 
 // The processor's own prefetching stops where one row ends and another tensor's row comes in between.
 template <class Element>
 struct Ahead {
-    const Element *first, *second;
+    const Element *first, *second, *third;
     Element* out;
 };
 
-// The product exp(norm(q)) S could leave the range of floats, so the exponents of both are added as integers. Writes S,
-// the centred q with its statistics per head, and the scaled exp(l); fetches the rows `ahead` meanwhile.
-template <bool kCausal, class Element>
-static Gate gate_row_of(const Layout& l, const LinearArguments& a, const Element* q, RowSums from,
-                      Ahead<Element> ahead, Stats* stats, float* __restrict centred, float* __restrict sums,
-                      float* __restrict value) {
+// exp(l) = exp(norm(q)) S of one vector, lowered by 2^l.lowered. With many channels the product could leave the range
+// of floats, so the exponents of both factors are added as integers. What falls below the range is nothing beside the
+// row's greatest element, which is at least the number of keys: the logarithms of norm(q) and of S over that number
+// have a mean of 0 or more.
+template <bool kWide>
+CAUSALRN_INLINE vec gate_product(const Layout& l, vec centred, vec scale, vec sum) {
+    if (!kWide) return exp_steps(centred, scale) * sum;
     constexpr int kOctaveShift = 23 - kStepShift;
-    const vec magic = broadcast(kRoundToInt);
-    ivec octaves = ivec{} - 0x7f000000;
-    for (int64_t h = 0; h < l.heads; ++h) {
-        const int64_t start = h * l.head_stride, channel = h * l.channels;
-        stats[h] = centre(l, a, q + channel, centred + start);
-        const vec scale = broadcast(stats[h].inverse * kExpScale);
-        each_vector(l, CAUSALRN_EACH {
-            vec s = load(from.start + start + d);
-            if (kCausal) {
-                vec rows = load(from.running + start + d) + load(from.exp_k + start + d);
-                store(from.running + start + d, rows);
-                s += rows;
-            }
-            store(sums + start + d, s);
-            ivec shifted = (ivec)(load(centred + start + d) * scale + magic);
-            ivec octave = (shifted >> kOctaveShift) + ((ivec)s >> 23);
-            octaves = octave > octaves ? octave : octaves;
-            __builtin_prefetch(ahead.first + channel + d);
-        });
+    const vec magic = broadcast(kRoundToInt), shifted = centred * scale + magic;
+    const vec rest = centred * scale - (shifted - magic);
+    const ivec exponent = (ivec)sum & 0x7f800000;
+    const vec mantissa = sum * (vec)(0x7f000000 - exponent);
+    // Less what the bits of 1.5 * 2^23, which every shifted value carries, add to it.
+    const ivec octave = ((ivec)shifted >> kOctaveShift) + (exponent >> 23) - ((0x4b400000 >> kOctaveShift) + l.lowered);
+    const vec power = power_of_steps(shifted, exponent - ((127 + l.lowered) << 23));
+    return select(octave < 1, vec{}, power) * (power_of_rest(rest, broadcast(1)) * mantissa);
+}
+
+// A row of exp(l) up to a power of two: `unit` times its elements lie below 2, the greatest (`highest`) above 1. The
+// mean and the deviation are those of the row in this unit.
+struct Gate {
+    float unit, highest, mean, std;
+    // 1 / (std + eps * unit * highest): eps is relative to the greatest element.
+    float inverse;
+
+    // Takes in the sum of squared deviations.
+    void set_deviation(const LinearArguments& a, float squares, float size) {
+        std = sqrtf(squares / size);
+        inverse = 1 / (std + a.eps * (highest * unit));
     }
-    int32_t top = octaves[0];
-    for (int lane = 1; lane < kWidth; ++lane) top = max(top, octaves[lane]);
-    // The top octave less what the bits of 1.5 * 2^23, which every shifted value carries, add to it.
-    const int32_t lowered = int32_t(uint32_t(top - (0x4b400000 >> kOctaveShift)) << 23);
-    vec total[4] = {}, greatest[4] = {}, squares[4] = {};
+};
+
+// One row: adds its key to the sums, writes exp(l) and the statistics of q (of k too where they are made) per head, and
+// fetches the rows `ahead` meanwhile.
+template <Keys kKeys, bool kWide, class Element>
+static Gate gate_row_of(const Layout& l, const LinearArguments& a, const Element* q, const Element* k, RowSums from,
+                        Ahead<Element> ahead, Stats* q_stats, Stats* k_stats, float* __restrict value) {
+    constexpr bool kMakes = kKeys == kMade || kKeys == kKept;
+    vec total[4] = {}, greatest[4] = {};
     for (int64_t h = 0; h < l.heads; ++h) {
         const int64_t start = h * l.head_stride, channel = h * l.channels;
-        const vec scale = broadcast(stats[h].inverse * kExpScale);
+        if (kMakes) {
+            statistics<2>(l, a, {q + channel, k + channel}, {q_stats + h, k_stats + h});
+        } else {
+            statistics<1>(l, a, {q + channel}, {q_stats + h});
+        }
+        const Stats qs = q_stats[h], ks = kMakes ? k_stats[h] : Stats{};
+        const vec q_scale = exp_scale(qs), k_scale = exp_scale(ks);
         each_vector(l, CAUSALRN_EACH {
+            __builtin_prefetch(ahead.first + channel + d);
             __builtin_prefetch(ahead.second + channel + d);
+            if (ahead.third) __builtin_prefetch(ahead.third + channel + d);
             __builtin_prefetch(ahead.out + channel + d, 1);
-            vec s = load(sums + start + d), x = load(centred + start + d);
-            vec shifted = x * scale + magic;
-            ivec exponent = (ivec)s & 0x7f800000;
-            vec mantissa = s * (vec)(0x7f000000 - exponent);
-            vec rest = x * scale - (shifted - magic);
-            vec result = power_of_steps(shifted, exponent - lowered) * (power_of_rest(rest, broadcast(1)) * mantissa);
-            ivec octave = ((ivec)shifted >> kOctaveShift) + ((ivec)s >> 23);
-            // 2^-100 of the greatest element adds nothing to the row's sums; the padding is lower still.
-            result = select(octave < top - 100, vec{}, result);
+            vec sum = load(from.start + start + d);
+            if (kKeys != kSummed) {
+                vec key = kMakes ? separate(exp_key(k + channel + d, ks, k_scale, count, lanes))
+                                 : load(from.exp_k + start + d);
+                if (kKeys == kKept) store(from.exp_k + start + d, key);
+                const vec rows = load(from.running + start + d) + key;
+                store(from.running + start + d, rows);
+                sum += rows;
+            }
+            const vec result = gate_product<kWide>(l, load_lanes(q + channel + d, count) - qs.mean, q_scale, sum);
             store(value + start + d, result);
             total[slot] += result;
             greatest[slot] = max(greatest[slot], result);
         });
     }
-    const float size = float(l.heads * l.channels), mean = a.rms ? 0 : sum_slots(total) / size;
-    for (int64_t h = 0; h < l.heads; ++h)
-        each_vector(l, CAUSALRN_EACH {
-            vec deviation = select(lanes, load(value + h * l.head_stride + d) - mean, vec{});
-            squares[slot] += deviation * deviation;
-        });
-    const float std = sqrtf(sum_slots(squares) / size), highest = max_slots(greatest);
-    return {mean, std, highest, 1 / (std + a.eps * highest)};
+    const float highest = max_slots(greatest), unit = unit_of(highest);
+    return {unit, highest, a.rms ? 0 : unit * sum_slots(total) / float(l.heads * l.channels), 0, 0};
 }
 
-template <class Element>
-CAUSALRN_INLINE Gate gate_row(const Layout& l, const LinearArguments& a, const Element* q, RowSums from,
-                              Ahead<Element> ahead, Stats* stats, float* centred, float* sums, float* value) {
-    return a.causal ? gate_row_of<true>(l, a, q, from, ahead, stats, centred, sums, value)
-                    : gate_row_of<false>(l, a, q, from, ahead, stats, centred, sums, value);
+template <Keys kKeys, class Element>
+CAUSALRN_INLINE Gate gate_row(const Layout& l, const LinearArguments& a, const Element* q, const Element* k,
+                              RowSums from, Ahead<Element> ahead, Stats* q_stats, Stats* k_stats, float* value) {
+    return l.lowered ? gate_row_of<kKeys, true>(l, a, q, k, from, ahead, q_stats, k_stats, value)
+                     : gate_row_of<kKeys, false>(l, a, q, k, from, ahead, q_stats, k_stats, value);
 }
 
 }  // namespace CAUSALRN_ISA

@@ -18,114 +18,157 @@ CAUSALRN_INLINE float slope_of(float product, float size, float std, float inver
     return std > 0 ? inverse * inverse * product / (size * std) : 0;
 }
 
-// The gradient of the centred x of one head, with that of its normalisation in `grad`; the padding of `grad` is 0.
-template <class Element>
-CAUSALRN_INLINE void store_norm_gradient(const Layout& l, const LinearArguments& a, const Stats& s, const float* grad,
-                                         float grad_sum, const float* centred, float product, Element* out) {
+// What the gradient of norm(x) of one head sums to, and its sum times the centred x.
+struct Sums {
+    float grad, product;
+};
+
+// The gradient of x of one head: `grad`, the body of a loop over its vectors, gives that of norm(x).
+template <class Element, class Grad>
+CAUSALRN_INLINE void store_norm_gradient(const Layout& l, const LinearArguments& a, const Element* x, const Stats& s,
+                                         Sums sums, Element* out, Grad grad) {
     const float size = float(l.channels);
-    const float mean = a.rms ? 0 : grad_sum / size, slope = slope_of(product, size, s.std, s.inverse);
+    const float mean = a.rms ? 0 : sums.grad / size, slope = slope_of(sums.product, size, s.std, s.inverse);
     each_vector(l, CAUSALRN_EACH {
-        store_lanes(out + d, (load(grad + d) - mean) * s.inverse - load(centred + d) * slope, count);
+        const vec centred = load_lanes(x + d, count) - s.mean;
+        store_lanes(out + d, (grad(d, count, lanes, slot) - mean) * s.inverse - centred * slope, count);
     });
 }
 
-// One row: writes dq, and dl / S to `ratio`, which is added to `ratio_sum`; gate_row gave the other rows.
+// The gradient dl of one row of l from dy: to `grad`, with its sums per head.
 template <class Element>
-static void query_gradient(const Layout& l, const LinearArguments& a, const Gate& gate, const Stats* stats,
-                           const Element* dy, const float* __restrict value, const float* __restrict centred,
-                           const float* __restrict sums, float* __restrict grad, float* __restrict ratio,
-                           float* __restrict ratio_sum, Element* dq) {
-    vec grads[4] = {}, products[4] = {}, ties[4] = {};
-    for (int64_t h = 0; h < l.heads; ++h) {
-        const int64_t start = h * l.head_stride;
-        each_vector(l, CAUSALRN_EACH {
-            vec g = load_lanes(dy + h * l.channels + d, count), v = load(value + start + d);
-            store(grad + start + d, g);
-            grads[slot] += g;
-            products[slot] += g * select(lanes, v - gate.mean, vec{});
-            ties[slot] += select(v == gate.highest, broadcast(1), vec{});
-        });
-    }
-    const float size = float(l.heads * l.channels), product = sum_slots(products);
-    const float mean = a.rms ? 0 : sum_slots(grads) / size, slope = slope_of(product, size, gate.std, gate.inverse);
-    vec dl_sums[4] = {};
+static void gate_gradient(const Layout& l, const LinearArguments& a, Gate gate, const Stats* stats, const Element* q,
+                          const Element* dy, const float* __restrict value, float* __restrict grad, Sums* head_sums) {
+    const float size = float(l.heads * l.channels);
+    vec squares[4] = {}, grads[4] = {}, products[4] = {};
     for (int64_t h = 0; h < l.heads; ++h)
         each_vector(l, CAUSALRN_EACH {
-            const int64_t at = h * l.head_stride + d;
-            vec v = load(value + at);
-            vec dl = v * ((load(grad + at) - mean) * gate.inverse - (v - gate.mean) * slope);
-            store(grad + at, dl);
-            dl_sums[slot] += dl;
+            vec deviation = select(lanes, load(value + h * l.head_stride + d) * gate.unit - gate.mean, vec{});
+            vec g = load_lanes(dy + h * l.channels + d, count);
+            squares[slot] += deviation * deviation;
+            grads[slot] += g;
+            products[slot] += g * deviation;
         });
-    // y does not change when all l rise by the same amount (eps is relative to the greatest element), so the sum is 0:
+    gate.set_deviation(a, sum_slots(squares), size);
+    const float mean = a.rms ? 0 : sum_slots(grads) / size;
+    const float slope = slope_of(sum_slots(products), size, gate.std, gate.inverse);
+    vec ties[4] = {};
+    float total = 0;
+    for (int64_t h = 0; h < l.heads; ++h) {
+        const int64_t start = h * l.head_stride, channel = h * l.channels;
+        vec sums[4] = {}, centred[4] = {};
+        each_vector(l, CAUSALRN_EACH {
+            const vec v = load(value + start + d), scaled = v * gate.unit;
+            vec dl = (load_lanes(dy + channel + d, count) - mean) * gate.inverse - (scaled - gate.mean) * slope;
+            dl *= scaled;
+            store(grad + start + d, dl);
+            sums[slot] += dl;
+            centred[slot] += dl * (load_lanes(q + channel + d, count) - stats[h].mean);
+            ties[slot] += select(v == gate.highest, broadcast(1), vec{});
+        });
+        head_sums[h] = {sum_slots(sums), sum_slots(centred)};
+        total += head_sums[h].grad;
+    }
+    // y does not change when all l rise by the same amount (eps is relative to the greatest element), so dl sums to 0:
     // the greatest elements, equally great ones in equal parts, take up the rest.
-    const vec rest = broadcast(-sum_slots(dl_sums) / sum_slots(ties));
+    const float rest = -total / sum_slots(ties);
     for (int64_t h = 0; h < l.heads; ++h) {
         const int64_t start = h * l.head_stride;
-        vec sum_dl[4] = {}, dl_centred[4] = {};
         each_vector(l, CAUSALRN_EACH {
-            vec dl = load(grad + start + d) + select(load(value + start + d) == gate.highest, rest, vec{});
-            store(grad + start + d, dl);
-            vec quotient = select(lanes, dl / load(sums + start + d), vec{});
-            store(ratio + start + d, quotient);
-            store(ratio_sum + start + d, load(ratio_sum + start + d) + quotient);
-            sum_dl[slot] += dl;
-            dl_centred[slot] += dl * load(centred + start + d);
+            const ivec highest = load(value + start + d) == gate.highest;
+            if (__builtin_expect(!any_of(highest), 1)) return;
+            const vec share = select(highest, broadcast(rest), vec{});
+            store(grad + start + d, load(grad + start + d) + share);
+            head_sums[h].grad += sum(share);
+            head_sums[h].product += sum(share * (load_lanes(q + h * l.channels + d, count) - stats[h].mean));
         });
-        store_norm_gradient(l, a, stats[h], grad + start, sum_slots(sum_dl), centred + start, sum_slots(dl_centred),
-                            dq + h * l.channels);
     }
 }
 
-// The gradients of the keys of a block, whose exponentials and statistics are at hand; `after` is the gradient of the
-// sums that comes from behind the block. With ratios (one row each) that of the block's own rows is added.
+// The gradients of the queries of a block, and dl / S of its rows in `ratios`, from the sum before the block.
+template <Keys kKeys, class Element>
+static void query_gradients(const Layout& l, const LinearArguments& a, Block block, RowSums from, Stats* k_stats,
+                            float* ratios, float* value, float* grad, Stats* stats, Sums* head_sums) {
+    fill(l, from.running, 0);
+    for (int64_t row = 0; row < block.rows; ++row) {
+        const int64_t i = block.first + row;
+        const Element *q = q_row<Element>(a, block.b, i), *k = k_row<Element>(a, block.b, i);
+        const Element* dy = dy_row<Element>(a, block.b, i);
+        Element* dq = out_row<Element>(a, a.dq, block.b, i);
+        const Gate gate = gate_row<kKeys>(l, a, q, k, from, {q + a.q_stride, dy, k + a.k_stride, dq}, stats,
+                                          k_stats + row * l.heads, value);
+        if (kKeys == kKept) from.exp_k += l.stride;
+        gate_gradient(l, a, gate, stats, q, dy, value, grad, head_sums);
+        for (int64_t h = 0; h < l.heads; ++h) {
+            const int64_t start = h * l.head_stride;
+            float* ratio = ratios + row * l.stride + start;
+            auto dl_and_ratio = CAUSALRN_EACH {
+                const vec dl = load(grad + start + d);
+                vec sum = load(from.start + start + d);
+                if (kKeys != kSummed) sum += load(from.running + start + d);
+                store(ratio + d, select(lanes, dl / sum, vec{}));
+                return dl;
+            };
+            store_norm_gradient(l, a, q + h * l.channels, stats[h], head_sums[h], dq + h * l.channels, dl_and_ratio);
+        }
+    }
+}
+
+// The sums of the rows of a block.
+static void column_sums(const Layout& l, const float* rows, int64_t count, float* out) {
+    for (int64_t d = 0; d < l.stride; d += kWidth) {
+        vec sums[2] = {};
+        for (int64_t row = 0; row < count; ++row) sums[row % 2] += load(rows + row * l.stride + d);
+        store(out + d, sums[0] + sums[1]);
+    }
+}
+
+// The gradients of the keys of a block, whose exponentials and statistics are at hand; `behind` is the gradient of the
+// sums that comes from behind the block. With ratios (one row each) that of the block's own rows is added to it.
 template <class Element>
-static void key_gradients(const Layout& l, const LinearArguments& a, Block block, float* exp_k, const Stats* stats,
-                          const float* after, const float* ratios, float* running, float* centred) {
-    fill(l, running, 0);
+static void key_gradients(const Layout& l, const LinearArguments& a, Block block, const float* exp_k,
+                          const Stats* stats, const float* ratios, float* __restrict behind) {
     for (int64_t row = block.rows - 1; row >= 0; --row) {
         const Element* k = k_row<Element>(a, block.b, block.first + row);
         Element* dk = out_row<Element>(a, a.dk, block.b, block.first + row);
         for (int64_t h = 0; h < l.heads; ++h) {
-            const int64_t start = h * l.head_stride;
+            const int64_t start = h * l.head_stride, channel = h * l.channels;
             const Stats& s = stats[row * l.heads + h];
-            const float* ratio = ratios ? ratios + row * l.stride + start : nullptr;
-            float* grad = exp_k + row * l.stride + start;
+            const float *exponentials = exp_k + row * l.stride + start, *ratio = ratios + row * l.stride + start;
             vec grads[4] = {}, products[4] = {};
             each_vector(l, CAUSALRN_EACH {
-                vec sum = load(running + start + d);
-                if (ratio) {
+                __builtin_prefetch(dk - a.heads * a.channels + channel + d, 1);
+                vec sum = load(behind + start + d);
+                if (ratios) {
                     sum += load(ratio + d);
-                    store(running + start + d, sum);
+                    store(behind + start + d, sum);
                 }
-                vec g = load(grad + d) * (load(after + start + d) + sum);
-                vec c = select(lanes, load_lanes(k + h * l.channels + d, count) - s.mean, vec{});
-                store(grad + d, g);
-                store(centred + d, c);
+                const vec g = load(exponentials + d) * sum;
                 grads[slot] += g;
-                products[slot] += g * c;
+                products[slot] += g * (load_lanes(k + channel + d, count) - s.mean);
             });
-            store_norm_gradient(l, a, s, grad, sum_slots(grads), centred, sum_slots(products), dk + h * l.channels);
+            auto grad = CAUSALRN_EACH { return load(exponentials + d) * load(behind + start + d); };
+            store_norm_gradient(l, a, k + channel, s, {sum_slots(grads), sum_slots(products)}, dk + channel, grad);
         }
     }
 }
 
 // The gradients of all keys when every row had the same sums: `after(b)` is the gradient of those.
 template <class Element, class After>
-static void all_key_gradients(const Layout& l, const LinearArguments& a, float* exp_k, float* row_scratch, Stats* stats,
+static void all_key_gradients(const Layout& l, const LinearArguments& a, float* exp_k, float* unused, Stats* stats,
                               After after) {
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < a.batch * l.blocks; ++item) {
         const Block block = block_at(l, a, item / l.blocks, item % l.blocks);
-        exp_rows<Element>(l, a, block, exp_k, l.stride, row_scratch, stats);
-        key_gradients<Element>(l, a, block, exp_k, stats, after(block.b), nullptr, row_scratch, row_scratch + l.stride);
+        exp_rows<Element>(l, a, block, exp_k, unused, stats);
+        key_gradients<Element>(l, a, block, exp_k, stats, nullptr, after(block.b));
     }
 }
 
 template <class Element>
 static int backward(const LinearArguments& a) {
     const Layout l(a);
-    const int64_t per_thread = (3 * l.rows + 9) * l.stride;
+    const int64_t per_thread = (3 * l.rows + 8) * l.stride;
     Chain chain(l, a, a.dtotal);
     BlockStarts starts(l, a.batch);
     Floats scratch(a.threads * per_thread), dtotal(a.causal ? 0 : a.batch * l.stride);
@@ -136,30 +179,24 @@ static int backward(const LinearArguments& a) {
         float* const ratios = exp_k + l.rows * l.stride;
         // A head has at least as many padded channels as a Stats has floats.
         Stats* k_stats = reinterpret_cast<Stats*>(ratios + l.rows * l.stride);
-        float *running = ratios + 2 * l.rows * l.stride, *sums = running + l.stride, *centred = sums + l.stride;
-        float *value = centred + l.stride, *grad = value + l.stride, *ratio_sum = grad + l.stride;
-        float *after = ratio_sum + l.stride, *unused = after + l.stride;
-        Stats* q_stats = reinterpret_cast<Stats*>(unused + l.stride);
-        starts.fill<Element>(a, exp_k);
+        float *running = ratios + 2 * l.rows * l.stride, *value = running + l.stride, *grad = value + l.stride;
+        float *ratio_sum = grad + l.stride, *behind = ratio_sum + l.stride;
+        Stats* stats = reinterpret_cast<Stats*>(behind + l.stride);
+        Sums* head_sums = reinterpret_cast<Sums*>(behind + 2 * l.stride);
+        starts.fill<Element>(a);
         for (Turn turn = chain.before(); chain.advance(turn);) {
             const int64_t index = l.blocks - 1 - turn.index;
             const Block block = block_at(l, a, turn.b, index);
-            if (a.causal) exp_rows<Element>(l, a, block, exp_k, l.stride, unused, k_stats);
-            RowSums row_sums{starts.row(block.b, index), running, exp_k};
-            fill(l, running, -0.0f);
-            fill(l, ratio_sum, 0);
-            for (int64_t row = 0; row < block.rows; ++row) {
-                const int64_t i = block.first + row;
-                const Element *q = q_row<Element>(a, block.b, i), *dy = dy_row<Element>(a, block.b, i);
-                Element* dq = out_row<Element>(a, a.dq, block.b, i);
-                const Gate gate =
-                    gate_row(l, a, q, row_sums, {q + a.q_stride, dy, dq}, q_stats, centred, sums, value);
-                query_gradient(l, a, gate, q_stats, dy, value, centred, sums, grad, ratios + row * l.stride,
-                               ratio_sum, dq);
-                row_sums.exp_k += l.stride;
+            const RowSums from{starts.row(block.b, index), running, exp_k};
+            if (a.causal) {
+                query_gradients<kKept, Element>(l, a, block, from, k_stats, ratios, value, grad, stats, head_sums);
+            } else {
+                query_gradients<kSummed, Element>(l, a, block, from, k_stats, ratios, value, grad, stats, head_sums);
             }
-            chain.pass_on(turn, ratio_sum, after);
-            if (a.causal) key_gradients<Element>(l, a, block, exp_k, k_stats, after, ratios, running, centred);
+            column_sums(l, ratios, block.rows, ratio_sum);
+            chain.take(turn, behind);
+            chain.pass_on(turn, ratio_sum);
+            if (a.causal) key_gradients<Element>(l, a, block, exp_k, k_stats, ratios, behind);
         }
         if (!a.causal) {
 #pragma omp barrier

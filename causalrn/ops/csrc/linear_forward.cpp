@@ -4,10 +4,38 @@
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
+// The rows of a block, from the sum before it; `from.running` ends as the block's own sum.
+template <Keys kKeys, class Element>
+static void forward_rows(const Layout& l, const LinearArguments& a, Block block, RowSums from, Stats* stats,
+                         float* __restrict value) {
+    const float size = float(l.heads * l.channels);
+    fill(l, from.running, 0);
+    for (int64_t row = 0; row < block.rows; ++row) {
+        const int64_t i = block.first + row;
+        const Element *q = q_row<Element>(a, block.b, i), *k = k_row<Element>(a, block.b, i);
+        Element* y = out_row<Element>(a, a.y, block.b, i);
+        const Ahead<Element> ahead{q + a.q_stride, k + a.k_stride, nullptr, y};
+        Gate gate = gate_row<kKeys>(l, a, q, k, from, ahead, stats, stats + l.heads, value);
+        if (kKeys == kAtHand) from.exp_k += l.stride;
+        vec squares[4] = {};
+        for (int64_t h = 0; h < l.heads; ++h)
+            each_vector(l, CAUSALRN_EACH {
+                vec deviation = select(lanes, load(value + h * l.head_stride + d) * gate.unit - gate.mean, vec{});
+                squares[slot] += deviation * deviation;
+            });
+        gate.set_deviation(a, sum_slots(squares), size);
+        for (int64_t h = 0; h < l.heads; ++h)
+            each_vector(l, CAUSALRN_EACH {
+                vec deviation = load(value + h * l.head_stride + d) * gate.unit - gate.mean;
+                store_lanes(y + h * l.channels + d, deviation * gate.inverse, count);
+            });
+    }
+}
+
 template <class Element>
 static int forward(const LinearArguments& a) {
     const Layout l(a);
-    const int64_t per_thread = (l.rows + 7) * l.stride;
+    const int64_t per_thread = (l.rows + 6) * l.stride;
     Chain chain(l, a, a.total);
     // A bidirectional row sees every block, so that their sums come first.
     BlockStarts starts(l, a.causal ? 0 : a.batch);
@@ -16,31 +44,26 @@ static int forward(const LinearArguments& a) {
 #pragma omp parallel num_threads(a.threads)
     {
         float* const exp_k = scratch.p + thread_index() * per_thread;
-        float *block_sum = exp_k + l.rows * l.stride, *start = block_sum + l.stride, *running = start + l.stride;
-        float *sums = running + l.stride, *centred = sums + l.stride, *value = centred + l.stride;
+        float *start = exp_k + l.rows * l.stride, *running = start + l.stride, *value = running + l.stride;
+        float* block_sum = value + l.stride;
         // A head has at least as many padded channels as a Stats has floats.
-        Stats* stats = reinterpret_cast<Stats*>(value + l.stride);
-        if (!a.causal) starts.fill<Element>(a, exp_k);
+        Stats* stats = reinterpret_cast<Stats*>(block_sum + l.stride);
+        if (!a.causal) starts.fill<Element>(a);
         for (Turn turn = chain.before(); chain.advance(turn);) {
             const Block block = block_at(l, a, turn.b, turn.index);
-            if (a.causal) {
-                exp_rows<Element>(l, a, block, exp_k, l.stride, block_sum, nullptr);
-                chain.pass_on(turn, block_sum, start);
-            }
-            RowSums row_sums{a.causal ? start : starts.row(turn.b, turn.index), running, exp_k};
-            fill(l, running, -0.0f);
-            for (int64_t row = 0; row < block.rows; ++row) {
-                const Element* q = q_row<Element>(a, block.b, block.first + row);
-                Element* y = out_row<Element>(a, a.y, block.b, block.first + row);
-                const Ahead<Element> ahead{q + a.q_stride, q + a.q_stride, y};
-                const Gate gate = gate_row(l, a, q, row_sums, ahead, stats, centred, sums, value);
-                row_sums.exp_k += l.stride;
-                for (int64_t h = 0; h < l.heads; ++h) {
-                    const float* head = value + h * l.head_stride;
-                    each_vector(l, CAUSALRN_EACH {
-                        store_lanes(y + h * l.channels + d, (load(head + d) - gate.mean) * gate.inverse, count);
-                    });
-                }
+            if (!a.causal) {
+                const RowSums from{starts.row(turn.b, turn.index), running, nullptr};
+                forward_rows<kSummed, Element>(l, a, block, from, stats, value);
+            } else if (chain.shared(turn)) {
+                // Others wait for this block's sum: it comes first.
+                exp_rows<Element>(l, a, block, exp_k, block_sum, nullptr);
+                chain.take(turn, start);
+                chain.pass_on(turn, block_sum);
+                forward_rows<kAtHand, Element>(l, a, block, {start, running, exp_k}, stats, value);
+            } else {
+                chain.take(turn, start);
+                forward_rows<kMade, Element>(l, a, block, {start, running, nullptr}, stats, value);
+                chain.pass_on(turn, running);
             }
         }
     }
@@ -61,14 +84,15 @@ template <class Element>
 static int pool(const LinearArguments& a) {
     const Layout l(a);
     Chain chain(l, a, nullptr);
-    Floats scratch(a.threads * 3 * l.stride);
+    Floats scratch(a.threads * 2 * l.stride);
     if (!chain.ready() || !scratch.p) return kOutOfMemory;
 #pragma omp parallel num_threads(a.threads)
     {
-        float* const exp_k = scratch.p + thread_index() * 3 * l.stride;
+        float* const block_sum = scratch.p + thread_index() * 2 * l.stride;
         for (Turn turn = chain.before(); chain.advance(turn);) {
-            exp_rows<Element>(l, a, block_at(l, a, turn.b, turn.index), exp_k, 0, exp_k + l.stride, nullptr);
-            chain.pass_on(turn, exp_k + l.stride, exp_k + 2 * l.stride);
+            exp_rows<Element>(l, a, block_at(l, a, turn.b, turn.index), nullptr, block_sum, nullptr);
+            chain.take(turn, block_sum + l.stride);
+            chain.pass_on(turn, block_sum);
         }
     }
     write_totals(l, a, chain.carry, l.stride);

@@ -19,7 +19,7 @@ struct Floats {
 // Element `d` of a padded row of totals (B, H, D) that may be missing.
 CAUSALRN_INLINE double initial(const Layout& l, const float* totals, int64_t b, int64_t d) {
     const int64_t channel = d % l.head_stride;
-    if (channel >= l.channels) return -0.0;
+    if (channel >= l.channels) return 0;
     return totals ? totals[(b * l.heads + d / l.head_stride) * l.channels + channel] : 0.0;
 }
 
@@ -80,15 +80,21 @@ struct Chain {
         return true;
     }
 
-    // Waits for the turn, copies what came before into `start`, and adds this block's sum.
-    void pass_on(Turn turn, const float* __restrict block_sum, float* __restrict start) {
+    // Whether other threads wait for the turns of this sequence.
+    bool shared(Turn turn) const { return turn.b >= whole; }
+
+    // Waits for the turn and copies what came before into `start`.
+    void take(Turn turn, float* __restrict start) {
         for (int spins = 1; __atomic_load_n(&done[turn.b], __ATOMIC_ACQUIRE) != turn.index; ++spins)
             if (spins % 1024 == 0) sched_yield();
+        const double* __restrict sum = carry + turn.b * l.stride;
+        for (int64_t d = 0; d < l.stride; ++d) start[d] = float(sum[d]);
+    }
+
+    // Adds this block's sum and ends the turn.
+    void pass_on(Turn turn, const float* __restrict block_sum) {
         double* __restrict sum = carry + turn.b * l.stride;
-        for (int64_t d = 0; d < l.stride; ++d) {
-            start[d] = float(sum[d]);
-            sum[d] += double(block_sum[d]);
-        }
+        for (int64_t d = 0; d < l.stride; ++d) sum[d] += double(block_sum[d]);
         __atomic_store_n(&done[turn.b], turn.index + 1, __ATOMIC_RELEASE);
     }
 };
@@ -103,13 +109,13 @@ struct BlockStarts {
 
     float* row(int64_t b, int64_t block) const { return memory.p + (b * l.blocks + block) * l.stride; }
 
-    // Called by every thread of a team together, each with a scratch row of its own.
+    // Called by every thread of a team together.
     template <class Element>
-    void fill(const LinearArguments& a, float* scratch) const {
+    void fill(const LinearArguments& a) const {
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < a.batch * l.blocks; ++item) {
             const int64_t b = item / l.blocks, block = item % l.blocks;
-            exp_rows<Element>(l, a, block_at(l, a, b, block), scratch, 0, row(b, block), nullptr);
+            exp_rows<Element>(l, a, block_at(l, a, b, block), nullptr, row(b, block), nullptr);
         }
         const int64_t parts = l.stride / kWidth;
 #pragma omp for schedule(static)

@@ -71,6 +71,16 @@ CAUSALRN_INLINE int max(int a, int b) { return a > b ? a : b; }
 CAUSALRN_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 CAUSALRN_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// x itself, rounded to floats: a product is otherwise contracted with the sum it goes into, in one place and not in another.
+CAUSALRN_INLINE vec separate(vec x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+    return x;
+}
+
 CAUSALRN_INLINE float sum(vec x) {
     float total = 0;
 #if defined(__AVX512F__)
@@ -156,11 +166,17 @@ CAUSALRN_INLINE uint16_t bf16_from_float(float x) {
 
 // Lanes of which only the first `count` are read or written; the others read as `fill`.
 CAUSALRN_INLINE vec load_part(const float* p, int count, float fill = 0) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_mask_loadu_ps((__m512)broadcast(fill), __mmask16((1u << count) - 1), p);
+#endif
     alignas(64) float lanes[kWidth];
     for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? p[lane] : fill;
     return load(lanes);
 }
 CAUSALRN_INLINE void store_part(float* p, vec x, int count) {
+#if defined(__AVX512F__)
+    return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)x);
+#endif
     alignas(64) float lanes[kWidth];
     store(lanes, x);
     for (int lane = 0; lane < count; ++lane) p[lane] = lanes[lane];
