@@ -73,7 +73,32 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
                 f"characters {row['character_accuracy']:.5f}, {row['seconds_per_string']:.2f} s a string",
                 flush=True,
             )
-    return {"benchmark": "extrapolation", "decoding": "greedy", "rows": rows}, panels(rows)
+    summary = summarise(rows)
+    for line in summary:
+        print(
+            f"length {line['length']:<6} mean {line['mean_exact_match']:.4f}, worst {line['worst_exact_match']:.4f} "
+            f"of {line['checkpoints']} checkpoints",
+            flush=True,
+        )
+    record = {"benchmark": "extrapolation", "decoding": "greedy", "summary": summary, "rows": rows}
+    return record, panels(rows)
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Exact match per length over the checkpoints: its mean, and the worst of them."""
+    summary = []
+    for length in dict.fromkeys(row["length"] for row in rows):
+        found = [row["exact_match"] for row in rows if row["length"] == length]
+        mean, worst = sum(found) / len(found), min(found)
+        summary.append(
+            {
+                "length": length,
+                "checkpoints": len(found),
+                "mean_exact_match": mean,
+                "worst_exact_match": worst,
+            }
+        )
+    return summary
 
 
 def panels(rows: list[dict[str, Any]]) -> dict[str, Lines]:

@@ -31,29 +31,38 @@ class RepetitiveCopy(Copy):
     """Copying whose training strings repeat themselves: each has a few of the letters, how many and which is drawn.
 
     Of random strings of 64 letters one in nine holds some three letters twice: training on them hardly asks to compare
-    more, without which a string of thousands cannot be copied. Evaluated as `Copy`, on strings of all letters.
+    more, without which a string of thousands cannot be copied. The end, one token among many, gets such comparisons of
+    its own: the last letters, how many is drawn, also stand elsewhere. Evaluated as `Copy`, on strings of all letters.
 
-    >>> RepetitiveCopy(alphabet_size=26, fewest_letters=3).example(length=8)[0]
-    [0, 28, 25, 20, 19, 19, 24, 20, 24, 1, 28, 25, 20, 19, 19, 24, 20, 24]
+    >>> RepetitiveCopy(alphabet_size=26).example(length=8)[0]
+    [0, 7, 5, 20, 9, 3, 7, 5, 20, 1, 7, 5, 20, 9, 3, 7, 5, 20]
 
     Args:
         alphabet_size: number of letters in all.
         fewest_letters: of the least varied strings.
+        longest_ending: at most so many of the last letters are written over a place before them.
 
     Raises:
-        ValueError: fewer than one letter, or more than there are.
+        ValueError: fewer than one letter, or more than there are; an ending of less than none.
     """
 
     name = "repetitive_copy"
 
-    def __init__(self, alphabet_size: int = 26, fewest_letters: int = 3) -> None:
+    def __init__(self, alphabet_size: int = 26, fewest_letters: int = 4, longest_ending: int = 6) -> None:
         super().__init__(alphabet_size)
         if not 1 <= fewest_letters <= alphabet_size:
             raise ValueError(f"fewest_letters must be in [1, {alphabet_size}], got {fewest_letters}")
+        if longest_ending < 0:
+            raise ValueError(f"longest_ending must be 0 or more, got {longest_ending}")
         self.fewest_letters = fewest_letters
+        self.longest_ending = longest_ending
 
     def settings(self) -> dict[str, int]:
-        return {**super().settings(), "fewest_letters": self.fewest_letters}
+        return {
+            **super().settings(),
+            "fewest_letters": self.fewest_letters,
+            "longest_ending": self.longest_ending,
+        }
 
     def evaluated_as(self) -> Task:
         return Copy(self.alphabet_size)
@@ -66,7 +75,20 @@ class RepetitiveCopy(Copy):
         )
         draws = random_uniform(key, counters(ids, length))
         strings = np.take_along_axis(subsets, np.floor(draws * sizes).astype(np.int64), axis=1)
-        return copy_rows(FIRST_LETTER + strings)
+        return copy_rows(FIRST_LETTER + self.repeat_ending(strings, key, ids))
+
+    def repeat_ending(self, strings: Int64Array, key: np.uint64, ids: Int64Array) -> Int64Array:
+        """Writes the last letters of each string, 0 to `longest_ending` of them, over a place before them."""
+        length = strings.shape[1]
+        # A letter at least stands between the two, which tells the place from the end.
+        longest = min(self.longest_ending, (length - 1) // 2)
+        letters = random_integers(derive_key(int(key), "endings"), ids, longest + 1)[:, None]
+        places = random_uniform(derive_key(int(key), "places"), ids)[:, None] * (length - 2 * letters)
+        offsets = np.arange(length) - np.floor(places).astype(np.int64)
+        sources = np.where(
+            (offsets >= 0) & (offsets < letters), length - letters + offsets, np.arange(length)
+        )
+        return np.take_along_axis(strings, sources, axis=1)
 
 
 class CopyDataModule(TaskDataModule):

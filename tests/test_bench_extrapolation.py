@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causalrn import bench
-from causalrn.bench_extrapolation import check, explain, letters_of, measure, predict, wanted
+from causalrn.bench_extrapolation import check, explain, letters_of, measure, predict, summarise, wanted
 from causalrn.checkpoint import save_network
 from causalrn.models import LanguageModel, LinearRelation, NoPositions, ShortConvolution
 from datamodules.strings import EOS
@@ -47,6 +47,17 @@ def test_strings_are_right_as_a_whole_or_not_at_all() -> None:
     assert row["exact_match"] == 0.75
     assert row["character_accuracy"] == pytest.approx(23 / 24)
     assert [mistake["position"] for mistake in row["first_mistakes"]] == [2]
+
+
+def test_the_summary_is_over_checkpoints() -> None:
+    rows = [
+        {"length": length, "exact_match": match}
+        for length, match in ((8, 1.0), (16, 0.5), (8, 0.9), (16, 0.7))
+    ]
+    assert [tuple(line.values()) for line in summarise(rows)] == [
+        (8, 2, pytest.approx(0.95), 0.9),
+        (16, 2, pytest.approx(0.6), 0.5),
+    ]
 
 
 def test_batches_do_not_change_the_result() -> None:

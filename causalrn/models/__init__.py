@@ -23,8 +23,8 @@ from causalrn.models.positions import (
 )
 from causalrn.models.relation import (
     LinearRelation,
+    LogMeanExpRelation,
     PositionalRelation,
-    PowerMeanRelation,
     QuadraticRelation,
     QuadraticRelationWithoutPostNorm,
 )
@@ -41,12 +41,12 @@ __all__ = [
     "LinearAttention",
     "LinearRelation",
     "LogLengthGain",
+    "LogMeanExpRelation",
     "Mixer",
     "Nape",
     "NoPositions",
     "PairBias",
     "PositionalRelation",
-    "PowerMeanRelation",
     "QuadraticRelation",
     "QuadraticRelationWithoutPostNorm",
     "RandomPositions",

@@ -207,29 +207,26 @@ class PositionalRelation(QuadraticRelation):
         return self.gain(positions).float().expand(*positions.shape, self.n_heads)
 
 
-class PowerMeanRelation(PositionalRelation):
-    """The positional relation as a power mean: (mean_j exp(gain_ih z_ijh))^(1 / gain_ih) in place of the mean alone.
+class LogMeanExpRelation(PositionalRelation):
+    """The positional relation with a logarithm of its order: log(mean_j exp(gain_ih z_ijh)) / gain_ih in place of the mean.
 
-    A pair that outweighs all others then gives exp(z), whatever the gain: what the next layer reads does not change
-    its shape as the gain grows with the length.
-
-    Args:
-        gain: the order of the mean, above 0.
+    A smooth maximum over the pairs. A pair that outweighs all others gives its z, whatever the gain, so that what the
+    next layer reads does not change its shape as the gain grows with the length, and all channels of z are seen in it:
+    of exp(gain z) little more than the greatest is left.
     """
 
     def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
         positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
-        return self.take_root(super().relate(q, k), self.gain_at(positions))
+        return self.take_log(super().relate(q, k), self.gain_at(positions))
 
     def relate_step(
         self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B H D"]:
-        return self.take_root(super().relate_step(q, pool, lengths), self.gain_at(lengths - 1))
+        return self.take_log(super().relate_step(q, pool, lengths), self.gain_at(lengths - 1))
 
-    def take_root(self, mean: Tensor, gain: Tensor | None) -> Tensor:
-        if gain is None:
-            return mean
-        return (mean.float().log() / gain[..., None]).exp().to(mean.dtype)
+    def take_log(self, mean: Tensor, gain: Tensor | None) -> Tensor:
+        out = mean.float().log()
+        return (out if gain is None else out / gain[..., None]).to(mean.dtype)
 
 
 class LinearRelation(Relation):

@@ -129,6 +129,19 @@ def test_repetitive_strings_have_few_letters() -> None:
     assert strings.max() == task.vocab_size - 1
 
 
+def test_endings_are_repeated_elsewhere() -> None:
+    task = RepetitiveCopy(fewest_letters=26, longest_ending=6)
+    repeated = Counter[int]()
+    for row in task.rows(np.uint64(5), np.arange(700), 40)["tokens"][:, 1:41].tolist():
+        text = bytes(row)
+        repeated[next(n for n in range(8) if text[-n - 1 :] not in text[: len(text) - n - 1])] += 1
+    # 0 to 6 letters alike; more than the six by chance, and a letter or two where none were written.
+    assert all(repeated[n] > 700 / 7 / 2 for n in range(2, 7))
+    assert repeated[7] < 700 / 7 / 4
+    for length in range(1, 4):
+        assert task.rows(np.uint64(5), np.arange(50), length)["tokens"].shape == (50, 2 * length + 2)
+
+
 def test_repetitive_strings_are_for_training_only() -> None:
     data = TaskDataModule(RepetitiveCopy(), batch_size=8, length=[10, 12], val_lengths=[20], val_samples=8)
     plain = TaskDataModule(Copy(), batch_size=8, length=[10, 12], val_lengths=[20], val_samples=8)
@@ -140,4 +153,4 @@ def test_repetitive_strings_are_for_training_only() -> None:
     assert not np.array_equal(ours["tokens"], theirs["tokens"])
     # A run on one stream does not go on with the other.
     assert data.identity() != plain.identity()
-    assert data.identity()["fewest_letters"] == 3
+    assert data.identity()["fewest_letters"] == 4

