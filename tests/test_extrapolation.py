@@ -16,7 +16,6 @@ SMALL = {
     "--trainer.val_check_interval": "600",
     "--trainer.accelerator": "cpu",
     "--model.init_args.learning_rate": "2e-3",
-    "--model.init_args.network.init_args.n_layers": "1",
     f"{MIXER}.kernel_size": "6",
     f"{MIXER}.mixer.init_args.d_model": "128",
     f"{MIXER}.mixer.init_args.d_hidden": "192",
@@ -33,5 +32,5 @@ def test_trained_on_16_letters_it_copies_64(tmp_path: Path) -> None:
     settings = [part for pair in SMALL.items() for part in pair]
     fit.main(["--config", str(RECIPE), "--run_dir", str(tmp_path / "run"), *settings])
     network = load_network(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    # 0.92 of 64 strings with this seed; learned positions would end at 34 tokens.
-    assert measure(network, 64, 64, 2**14)["exact_match"] >= 0.6
+    # All of 64 strings with this seed, and 0.98 of them at 256; learned positions would end at 34 tokens.
+    assert measure(network, 64, 64, 2**14)["exact_match"] >= 0.9

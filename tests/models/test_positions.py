@@ -36,6 +36,7 @@ from causalrn.models import (
 )
 from causalrn.models.pair_terms import alibi_slopes
 from causalrn.models.positions import rotary_angles
+from causalrn.ops.reference import normalise
 
 SCHEMES = {
     "default": lambda: None,
@@ -238,6 +239,19 @@ def test_logarithm_of_one_pair_does_not_depend_on_the_gain() -> None:
     mixers = [LogMeanExpRelation(8, 12, gain=LearnedGain(1, start)) for start in (1.0, 3.0)]
     mixers[1].load_state_dict({**mixers[0].state_dict(), "gain.factor": torch.tensor([3.0])})
     assert_close(mixers[0](x), mixers[1](x))
+
+
+def test_log_mean_exp_of_all_pairs() -> None:
+    gain = LogLengthGain(reference=5.0)
+    mixer = LogMeanExpRelation(8, 12, 2, gain=gain)
+    x = torch.randn(2, 7, 8)
+    q, k = mixer.project(x)
+    pairs = normalise(q[:, :, None] + k[:, None], "layer", mixer.eps)
+    order = gain(torch.arange(7))[:, None, :, None]
+    later = torch.ones(7, 7).triu(1).bool()[:, :, None, None]
+    sums = (order * pairs).masked_fill(later, -torch.inf).logsumexp(2)
+    expected = (sums - torch.arange(1, 8).log()[:, None, None]) / order[:, 0]
+    assert_close(mixer.relate(q, k), expected)
 
 
 def test_published_slopes_and_windows() -> None:
