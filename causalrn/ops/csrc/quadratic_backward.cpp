@@ -281,7 +281,8 @@ static int backward(const QuadraticArguments& a) {
                     if (recent != dk) memset(recent, 0, sizeof(float) * group_size);
                     for (int64_t first = begin; first < end; first += kQueryBlock) {
                         backward_block<Act, kGained>(a, keys, first, work, recent);
-                        const bool last = first + kQueryBlock >= end, span_ends = (first - begin) % kSpan == kSpan - kQueryBlock;
+                        const bool last = first + kQueryBlock >= end;
+                        const bool span_ends = (first - begin) % kSpan == kSpan - kQueryBlock;
                         if (recent != dk && (last || span_ends)) flush(recent, group_size, dk);
                     }
                     if (begin == 0 && end == a.queries)
