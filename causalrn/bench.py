@@ -112,15 +112,16 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     benchmark = BENCHMARKS[options.benchmark]
     record, panels = benchmark.run(options)
-    record |= {"machine": describe_machine(torch.device(options.device))}
+    device = torch.device(options.device)
+    record |= {"machine": describe_machine(device)}
     print_targets(record.get("targets", {}))
     if options.output is not None:
-        name = benchmark.name.format_map(vars(options)).replace(":", "")
-        path = file_record(options.output, name, record)
+        settings = {**vars(options), "device": device.type}
+        path = file_record(options.output, benchmark.name.format_map(settings), record)
         print(f"filed as {path}")
         if panels:
             machine = record["machine"]
-            title = f"{benchmark.title.format_map(vars(options))}, {machine.get('gpu', machine['cpu'])}"
+            title = f"{benchmark.title.format_map(settings)}, {machine.get('gpu', machine['cpu'])}"
             label, scale = benchmark.x_axis
             plot_panels(path.with_suffix(".png"), title, label, panels, scale)
     print(json.dumps(record))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datamodules.order import Int64Array, derive_key, random_integers, random_subset, random_uniform
+from datamodules.order import Int64Array, derive_key, random_integers, random_subset
 from datamodules.strings import FIRST_LETTER, Rows, copy_rows, counters, random_strings
 from datamodules.task import StringTask, Task
 from datamodules.tasks import TaskDataModule
@@ -73,8 +73,7 @@ class RepetitiveCopy(Copy):
         subsets = random_subset(
             derive_key(int(key), "letters"), counters(ids, self.alphabet_size), self.alphabet_size
         )
-        draws = random_uniform(key, counters(ids, length))
-        strings = np.take_along_axis(subsets, np.floor(draws * sizes).astype(np.int64), axis=1)
+        strings = np.take_along_axis(subsets, random_integers(key, counters(ids, length), sizes), axis=1)
         return copy_rows(FIRST_LETTER + self.repeat_ending(strings, key, ids))
 
     def repeat_ending(self, strings: Int64Array, key: np.uint64, ids: Int64Array) -> Int64Array:
@@ -82,9 +81,9 @@ class RepetitiveCopy(Copy):
         length = strings.shape[1]
         # A letter at least stands between the two, which tells the place from the end.
         longest = min(self.longest_ending, (length - 1) // 2)
-        letters = random_integers(derive_key(int(key), "endings"), ids, longest + 1)[:, None]
-        places = random_uniform(derive_key(int(key), "places"), ids)[:, None] * (length - 2 * letters)
-        offsets = np.arange(length) - np.floor(places).astype(np.int64)
+        letters = random_integers(derive_key(int(key), "endings"), ids, longest + 1)
+        places = random_integers(derive_key(int(key), "places"), ids, length - 2 * letters)
+        letters, offsets = letters[:, None], np.arange(length) - places[:, None]
         sources = np.where(
             (offsets >= 0) & (offsets < letters), length - letters + offsets, np.arange(length)
         )

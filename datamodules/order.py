@@ -38,10 +38,13 @@ def derive_key(*parts: int | str) -> np.uint64:
     return np.uint64(key)
 
 
-def random_integers(key: np.uint64, counters: npt.ArrayLike, upper: int) -> Int64Array:
-    """Integers in [0, upper), one per counter, shape of `counters`; bias below upper / 2**32."""
+def random_integers(key: np.uint64, counters: npt.ArrayLike, upper: int | Int64Array) -> Int64Array:
+    """Integers in [0, upper), one per counter, shape of `counters`; bias below upper / 2**32.
+
+    `upper` is one for all or one for each, broadcast to the counters.
+    """
     words = mix(np.asarray(counters, dtype=np.uint64) ^ key)
-    return ((words >> np.uint64(32)) * np.uint64(upper) >> np.uint64(32)).astype(np.int64)
+    return ((words >> np.uint64(32)) * np.asarray(upper, dtype=np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
 def random_uniform(key: np.uint64, counters: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -213,6 +213,9 @@ class LogMeanExpRelation(PositionalRelation):
     A smooth maximum over the pairs. A pair that outweighs all others gives its z, whatever the gain, so that what the
     next layer reads does not change its shape as the gain grows with the length, and all channels of z are seen in it:
     of exp(gain z) little more than the greatest is left.
+
+    Args:
+        gain: above 0.
     """
 
     def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:

@@ -203,8 +203,8 @@ struct Ahead {
 
 // exp(l) = exp(norm(q)) S of one vector, lowered by 2^l.lowered. With many channels the product could leave the range
 // of floats, so the exponents of both factors are added as integers. What falls below the range is nothing beside the
-// row's greatest element, which is at least the number of keys: the logarithms of norm(q) and of S over that number
-// have a mean of 0 or more.
+// row's greatest element, which is at least the number of keys: norm(q) and the logarithm of S over that number have a
+// mean of 0 or more (of -1 or more without centring).
 template <bool kWide>
 CAUSALRN_INLINE vec gate_product(const Layout& l, vec centred, vec scale, vec sum) {
     if (!kWide) return exp_steps(centred, scale) * sum;
