@@ -159,15 +159,15 @@ static void exp_rows(const Layout& l, const LinearArguments& a, Block block, flo
     for (int64_t row = 0; row < block.rows; ++row) {
         for (int64_t h = 0; h < l.heads; ++h) {
             const Element* k = k_row<Element>(a, block.b, block.first + row) + h * l.channels;
-            float *out = exp_k + row * l.stride + h * l.head_stride, *total = block_sum + h * l.head_stride;
+            const int64_t start = h * l.head_stride;
             Stats s;
             statistics<1>(l, a, {k}, {&s});
             const vec scale = exp_scale(s);
             each_vector(l, CAUSALRN_EACH {
                 __builtin_prefetch(k + a.k_stride + d);
                 const vec value = separate(exp_key(k + d, s, scale, count, lanes));
-                if (exp_k) store(out + d, value);
-                store(total + d, load(total + d) + value);
+                if (exp_k) store(exp_k + row * l.stride + start + d, value);
+                store(block_sum + start + d, load(block_sum + start + d) + value);
             });
             if (stats) stats[row * l.heads + h] = s;
         }

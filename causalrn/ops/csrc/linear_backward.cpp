@@ -134,13 +134,13 @@ static void key_gradients(const Layout& l, const LinearArguments& a, Block block
         for (int64_t h = 0; h < l.heads; ++h) {
             const int64_t start = h * l.head_stride, channel = h * l.channels;
             const Stats& s = stats[row * l.heads + h];
-            const float *exponentials = exp_k + row * l.stride + start, *ratio = ratios + row * l.stride + start;
+            const float* exponentials = exp_k + row * l.stride + start;
             vec grads[4] = {}, products[4] = {};
             each_vector(l, CAUSALRN_EACH {
                 __builtin_prefetch(dk - a.heads * a.channels + channel + d, 1);
                 vec sum = load(behind + start + d);
                 if (ratios) {
-                    sum += load(ratio + d);
+                    sum += load(ratios + row * l.stride + start + d);
                     store(behind + start + d, sum);
                 }
                 const vec g = load(exponentials + d) * sum;
