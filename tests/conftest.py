@@ -1,6 +1,7 @@
 """Shared fixtures: deterministic seeds, and torch.empty that returns NaN so that an unwritten output fails."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One test process per core: more threads than cores would wait for each other at every barrier.
     torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs with Ctrl-C ignored, and every process of a test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

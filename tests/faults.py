@@ -33,6 +33,11 @@ from tests.test_fit import CONFIG
 
 ROOT = Path(__file__).parents[1]
 FAULT = "CAUSALRN_TEST_FAULT"
+POLL_SECONDS = 0.05
+# Faults after which the run is continued from its last checkpoint.
+FATAL = ("SIGKILL", "die in the next write")
+# Faults of ranks that never end by themselves.
+HANGING = ("SIGSTOP", "sleep")
 
 
 class Fault(L.Callback):
@@ -64,6 +69,8 @@ class Fault(L.Callback):
         if self.fault["rank"] not in (trainer.global_rank, "all"):
             return
         kind = self.fault.pop("kind", None)
+        if kind in FATAL:
+            wait_for_checkpoint(Path(trainer.default_root_dir, "checkpoints"))
         if kind == "nan":
             with torch.no_grad():
                 next(pl_module.parameters())[0] = float("nan")
@@ -71,14 +78,20 @@ class Fault(L.Callback):
             time.sleep(600)
         elif kind == "wait for a signal":
             Path(trainer.default_root_dir, "waiting").touch()
-            while not signals.received():
-                time.sleep(0.05)
+            while not (signals.received() or Path(trainer.default_root_dir, "go").exists()):
+                time.sleep(POLL_SECONDS)
         elif kind == "die in the next write":
             checkpoint_io.commit = trainer_module.commit = die_in_the_middle
         elif kind is not None:
             # A scheduler signals all processes of a rank.
             for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
                 os.kill(process.pid or os.getpid(), getattr(signal, kind))
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    """Returns once a checkpoint is on disk: it is written in the background, later than any step on a busy machine."""
+    while not (folder / "last.ckpt").exists() or list(folder.glob("*.partial")):
+        time.sleep(POLL_SECONDS)
 
 
 def die_in_the_middle(temporary: Path, path: Path) -> None:
@@ -211,19 +224,21 @@ def main() -> None:
             port = server.getsockname()[1]
         pids = {fork_rank(rank, entry, port, log): rank for rank in range(entry["ranks"])}
         codes = {}
-        # As srun --kill-on-bad-exit and torchrun do: a rank that fails takes the others with it, after a while.
+        # As srun --kill-on-bad-exit and torchrun do: a rank that fails takes the others with it. Those that can end
+        # by themselves, and clean up, get all the time that a busy machine may need.
+        grace_seconds = 2 if entry["fault"].get("kind") in HANGING else 120
         deadline = None
         while len(codes) < len(pids):
             for pid, rank in pids.items():
                 if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
             if any(code not in (0, 75) for code in codes.values()):
-                deadline = deadline or time.monotonic() + 8
+                deadline = deadline or time.monotonic() + grace_seconds
             if deadline and time.monotonic() > deadline:
                 for pid, rank in pids.items():
                     if rank not in codes:
                         os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+            time.sleep(POLL_SECONDS)
         print(
             json.dumps({"codes": [codes[rank] for rank in sorted(codes)], "output": log.read_text()}),
             flush=True,

@@ -184,7 +184,7 @@ def test_a_file_size_limit_is_a_full_disk_too(tmp_path: Path) -> None:
         "except OSError as error: print(error)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.ckpt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert f"checkpoint {tmp_path / 'a.ckpt'} was not written" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -90,7 +90,7 @@ print(json.dumps(logits[0].tolist()))
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     from causalrn.checkpoint import load_network
 

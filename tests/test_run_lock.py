@@ -15,14 +15,15 @@ from causalrn.run_lock import NAME, RunLock, holder
 from tests.test_fit import config, error_of  # noqa: F401 - a fixture
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from causalrn.run_lock import RunLock\n"
-    "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    "import sys; from pathlib import Path; from causalrn.run_lock import RunLock\n"
+    "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
 )
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:
-    """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    """Another process that holds the folder until its input ends."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process

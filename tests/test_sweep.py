@@ -27,6 +27,7 @@ from causalrn.sweeps.points import plan_points
 from causalrn.sweeps.slurm import ranges
 from causalrn.sweeps.table import collect
 from causalrn.sweeps.view import LiveView
+from tests.faults import FAULT
 from tests.test_fit import CONFIG, error_of
 
 ROOT = Path(__file__).parents[1]
@@ -232,17 +233,19 @@ def test_the_page_on_sweeps_says_what_the_command_does(
 
 
 def start(path: Path) -> subprocess.Popen[str]:
+    """A sweep whose runs wait at step 40 for a signal, or for the file `go`."""
     command = [sys.executable, "-m", "causalrn.sweep", "--config", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    fault = json.dumps({"kind": "wait for a signal", "rank": 0, "step": 40})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", FAULT: fault}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def wait_for(condition, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    """Returns once the condition holds, which the process brings about."""
     while not condition():
-        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
@@ -251,27 +254,33 @@ def wait_for(condition, seconds: float = 240) -> None:
 def test_a_sweep_survives_a_kill(
     number: int, write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write({"grid": {"seed_everything": [1]}, "set": {STEPS: 400, "trainer.val_check_interval": 20}})
+    settings = {
+        STEPS: 60,
+        "trainer.val_check_interval": 20,
+        "trainer.callbacks": [{"class_path": "tests.faults.Fault"}],
+    }
+    path = write({"grid": {"seed_everything": [1]}, "set": settings})
     (point,) = read_sweep(path).points
     folder = SweepFolder(tmp_path / "out")
     process = start(path)
-    wait_for(lambda: any((folder.run_dir(point) / "checkpoints").glob("*.ckpt")))
+    wait_for((folder.run_dir(point) / "waiting").exists, process)
     assert "runs already" in error_of(sweep.main, ["--config", str(path)], capsys)
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == (130 if number == signal.SIGTERM else -number)
     # Killed, a sweep leaves its run alone, which goes on; a new sweep waits for it. Told to end, it ends the run.
     if number == signal.SIGTERM:
         lock = folder.lock_point(point)
         assert lock is not None
         lock.close()
+    (folder.run_dir(point) / "go").touch()
     run(path)
     printed = capsys.readouterr().out
     assert folder.state(point) == "finished"
-    assert table(folder.path)[point.name]["step"] == "400"
+    assert table(folder.path)[point.name]["step"] == "60"
     assert "earlier sweep" in printed or "resumed" in printed or number == signal.SIGKILL
     steps = [row["step"] for row in read_metrics(folder.run_dir(point) / "metrics.csv")]
-    assert steps == list(range(401))
+    assert steps == list(range(61))
 
 
 def test_states_of_a_point(write, tmp_path: Path) -> None:

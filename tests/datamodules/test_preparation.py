@@ -212,10 +212,8 @@ def test_a_killed_preparation_is_finished_by_the_same_command(tmp_path: Path, vi
     arguments = ("text", "--input", tmp_path, "--output", tmp_path / "out", "--workers", 2)
     process = command(*arguments)
     parts = tmp_path / "out" / ".parts"
-    deadline = time.monotonic() + 60
     # Killed when the first unit of seven is done and others are under way.
     while not list(parts.glob("*.json")):
-        assert time.monotonic() < deadline, process.communicate()
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     children = [
@@ -223,7 +221,7 @@ def test_a_killed_preparation_is_finished_by_the_same_command(tmp_path: Path, vi
     ]
     workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(process.pid if victim == "main" else workers[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == (-signal.SIGKILL if victim == "main" else 1)
     if victim == "worker":
         assert errors.strip().splitlines()[-1] == (
@@ -231,13 +229,11 @@ def test_a_killed_preparation_is_finished_by_the_same_command(tmp_path: Path, vi
         )
     assert not (tmp_path / "out" / "manifest.json").exists()
     # Nobody is left over to write on.
-    deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline
         time.sleep(0.05)
 
     process = command(*arguments)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "units are already prepared" in errors
     plan = plan_files([tmp_path], settings(), exclude=tmp_path / "out")
@@ -265,7 +261,7 @@ def test_two_preparations_into_one_folder(tmp_path: Path) -> None:
         manifest = preparation._merge(plan, _pack_into(plan, tmp_path / "out"))
         manifest.save(tmp_path / "out")
         assert waiting.poll() is None
-    assert waiting.communicate(timeout=60)[0] == f"{manifest.fingerprint}\n"
+    assert waiting.communicate(timeout=300)[0] == f"{manifest.fingerprint}\n"
 
 
 _WAITING = """
@@ -308,7 +304,7 @@ def test_a_disk_that_fills_up_ends_the_command_in_one_line(tmp_path: Path) -> No
     process = command(
         "text", "--input", tmp_path / "corpus.jsonl", "--output", tmp_path / "out", preexec_fn=limit
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert (
         errors.strip()

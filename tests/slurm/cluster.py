@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ["slurm-wlm", "munge"]
-START_SECONDS = 30
+START_SECONDS = 180
 
 
 class Cluster:

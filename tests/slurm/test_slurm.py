@@ -18,7 +18,7 @@ from tests.test_crashes import same_weights
 from tests.test_preemption import losses
 
 pytestmark = pytest.mark.slow
-JOB_SECONDS = 240
+JOB_SECONDS = 500
 
 
 @pytest.fixture(scope="module")
