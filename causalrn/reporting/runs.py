@@ -13,6 +13,7 @@ from causalrn.loggers import read_metrics
 # Class of the mixer, to the model's name in the paper.
 MODELS = {
     "QuadraticRelation": "Quadratic CausalRN",
+    "QuadraticRelationScaledHeads": "Quadratic CausalRN",
     "QuadraticRelationWithoutPostNorm": "Quadratic CausalRN",
     "SoftmaxAttention": "Transformer",
     "LinearRelation": "Linear CausalRN",
