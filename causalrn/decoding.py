@@ -46,7 +46,7 @@ class Sampling:
 
 def stream(
     network: LanguageModel,
-    prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " T"]],
+    prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " _"]],
     max_new_tokens: int | None,
     *,
     temperature: float = 1.0,
@@ -115,18 +115,18 @@ def stream(
 
 def generate(
     network: LanguageModel,
-    prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " T"]],
+    prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " _"]],
     max_new_tokens: int | None,
     **options,
-) -> Int[Tensor, "B N"]:
-    """The tokens of `stream`, stacked; takes the same options. Shorter where every row met a stop token."""
+) -> Int[Tensor, "rows N"]:
+    """The tokens of `stream`, stacked, `samples` rows for each prompt; takes the same options. Shorter where every row met a stop token."""
     tokens = list(stream(network, prompts, max_new_tokens, **options))
     if not tokens:
         return torch.empty(len(prompts) * options.get("samples", 1), 0, dtype=torch.int64)
     return torch.stack(tokens, dim=1)
 
 
-def check_prompts(rows: Sequence[Int[Tensor, " T"]], network: LanguageModel) -> None:
+def check_prompts(rows: Sequence[Int[Tensor, " _"]], network: LanguageModel) -> None:
     """Raises a ValueError for an empty prompt or a token outside the vocabulary."""
     if not rows or any(len(row) == 0 for row in rows):
         raise ValueError("prompt is empty; want at least one token")
@@ -176,7 +176,7 @@ def check_memory(network: LanguageModel, rows: int, positions: int, pool_dtype: 
 
 def prefill(
     network: LanguageModel,
-    rows: Sequence[Int[Tensor, " T"]],
+    rows: Sequence[Int[Tensor, " _"]],
     *,
     pool_dtype: torch.dtype | None = None,
     capacity: int = 0,

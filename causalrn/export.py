@@ -12,6 +12,7 @@ from causalrn.cli import quiet_libraries, run_command
 from causalrn.huggingface.folder import read_folder, write_folder
 from causalrn.linear_step import INPUTS, OUTPUTS, write_step
 from causalrn.models import LanguageModel
+from causalrn.models.inputs import mixer_name
 from causalrn.models.official import MODELS, describe_official, from_official
 from causalrn.sharded import read_sharded
 
@@ -115,7 +116,7 @@ def consolidate(options: argparse.Namespace) -> None:
 
 def describe_size(network: LanguageModel) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return f"{type(network.mixer).__name__}, {network.n_layers} layers, {parameters:,} parameters"
+    return f"{mixer_name(network.mixer)}, {network.n_layers} layers, {parameters:,} parameters"
 
 
 def add_import_official(verbs: Any) -> None:

@@ -1,7 +1,7 @@
 """LightningModules: how a language model is trained and which metrics it is validated by."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -26,7 +26,7 @@ from causalrn.models import LanguageModel, describe
 from causalrn.ops.sequence_parallel import mean_over_sequence, sequence_part, whole_sequence
 
 
-class LanguageModelModule(L.LightningModule):
+class LanguageModelModule(L.LightningModule, ABC):
     """Trains a language model by next-token cross-entropy with AdamW, linear warm-up and a decay at the end.
 
     Batches are dicts of `tokens` and `targets`, int64 (B, T), with targets of -100 ignored. The learning rate
@@ -115,7 +115,7 @@ class LanguageModelModule(L.LightningModule):
         self.log_step("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def log_step(self, name: str, value: Tensor, **settings: Any) -> None:
+    def log_step(self, name: str, value: Tensor | float, **settings: Any) -> None:
         """Logs a value of those training steps that are logged.
 
         For any other, Lightning's log, which looks through all it knows of the metric, is pure cost: more than that of
@@ -185,6 +185,10 @@ class LanguageModelModule(L.LightningModule):
             return floor + (1 - floor) * left
 
         return factor
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # What this step takes: the schedule moves on after it.
+        self.log_step("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(
         self,

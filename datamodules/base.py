@@ -1,5 +1,6 @@
 """What every DataModule of this package shares: ranks, loaders and the state that survives a change of machines."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from datamodules.stream import FixedLoader, Position, Rank, Rows, Samples, StreamLoader
 
 
-class StreamDataModule(lightning.LightningDataModule):
+class StreamDataModule(lightning.LightningDataModule, ABC):
     """Training reads an endless stream by global index; evaluation reads fixed sets.
 
     The state in a checkpoint is the next global sample index and a description of the data that gives the index
@@ -29,40 +30,40 @@ class StreamDataModule(lightning.LightningDataModule):
         self.position = Position()
 
     @property
+    @abstractmethod
     def val_names(self) -> list[str]:
         """Names of the validation sets, in the order of their loaders."""
-        raise NotImplementedError
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Plain values that, when changed, would make a saved index point at other samples."""
-        raise NotImplementedError
 
-    def train_samples(self) -> Samples:
-        raise NotImplementedError
+    @abstractmethod
+    def train_samples(self) -> Samples: ...
 
-    def batches_per_epoch(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def batches_per_epoch(self) -> int: ...
 
+    @abstractmethod
     def eval_samples(self, split: str) -> Sequence[tuple[Samples, int]]:
         """The fixed sets of a split, each with its number of samples."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def training_lengths(self) -> tuple[int, int]:
         """The shortest and the longest sequence of training, in the unit that lengths of this data are given in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, length: int) -> int:
         """Tokens in a row of this length."""
-        raise NotImplementedError
 
+    @abstractmethod
     def length_samples(self, split: str, length: int) -> tuple[Samples, int | None]:
         """The fixed set of a split at any length, and how many samples it has (None: without end).
 
         Raises:
             ValueError: there are no samples of this length.
         """
-        raise NotImplementedError
 
     def length_loader(self, length: int, size: int, rows_per_rank: int) -> FixedLoader:
         """The first `size` validation samples of any length, `rows_per_rank` at a time on each rank.

@@ -4,8 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 import torch
+
+from tests import shapes
+
+# Before any test imports what is checked.
+shapes.install()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One test process per core: more threads than cores would wait for each other at every barrier.
@@ -34,6 +40,14 @@ def restore_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Within the test, calls go to the functions themselves: for what torch.compile traces, and for shapes that are wrong on purpose."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from causalrn.models import (
     LinearAttention,
     LinearRelation,
     QuadraticRelation,
+    QuadraticRelationScaledHeads,
     SoftmaxAttention,
 )
 from causalrn.models.state import PoolState, join_rows, select_rows, state_bytes
@@ -19,6 +20,7 @@ from causalrn.models.state import PoolState, join_rows, select_rows, state_bytes
 MIXERS = {
     "quadratic": lambda: QuadraticRelation(8, 12, n_heads=2),
     "quadratic approx": lambda: QuadraticRelation(8, 12, pre_norm="approx", activation="gelu"),
+    "quadratic scaled heads": lambda: QuadraticRelationScaledHeads(8, 12, n_heads=2, eps=1e-2),
     "linear": lambda: LinearRelation(8, 12),
     "softmax attention": lambda: SoftmaxAttention(8, n_heads=2),
     "linear attention": lambda: LinearAttention(8, n_heads=2),

@@ -1,6 +1,8 @@
 """The command that imports official weights: a checkpoint of ours with the same logits, and clear refusals."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,19 @@ from torch.testing import assert_close
 from causalrn import export
 from causalrn.checkpoint import load_network
 from causalrn.cli import run_command
+from causalrn.models import LanguageModel, LinearRelation, ShortConvolution, TokenShift
 from tests.models.official_reference import make_state_dict, official_logits
+
+
+def settings_of(flags: list[str]) -> dict[str, Any]:
+    """What the flags mean to the reference."""
+    given = {flag: value for flag, value in pairwise([*flags, ""]) if flag.startswith("--")}
+    settings: dict[str, Any] = {"causal": "--bidirectional" not in given}
+    settings["post_norm"] = "--no-post-norm" not in given
+    settings["n_heads"] = int(given.get("--n-heads", 1))
+    settings["eps"] = float(given.get("--eps", 0))
+    names = {"--norm": "norm", "--activation": "activation", "--pre-norm": "pre_norm"}
+    return settings | {names[flag]: value for flag, value in given.items() if flag in names}
 
 
 @pytest.mark.parametrize(
@@ -18,8 +32,10 @@ from tests.models.official_reference import make_state_dict, official_logits
         ("transformer", []),
         ("linear_transformer", []),
         ("relation", ["--model", "relation"]),
-        ("linear_relation", ["--model", "linear_relation"]),
+        ("relation", ["--model", "relation", "--n-heads", "2", "--norm", "rms", "--eps", "0.01"]),
+        ("linear_relation", ["--model", "linear_relation", "--n-heads", "4", "--bidirectional"]),
         ("relation_ablation", ["--activation", "relu", "--no-post-norm"]),
+        ("relation_ablation", ["--pre-norm", "approx", "--n-heads", "4"]),
     ],
 )
 def test_imported_checkpoint_gives_the_official_logits(model: str, flags: list[str], tmp_path: Path) -> None:
@@ -27,9 +43,17 @@ def test_imported_checkpoint_gives_the_official_logits(model: str, flags: list[s
     torch.save({f"_orig_mod.{key}": tensor for key, tensor in weights.items()}, tmp_path / "weights.pth")
     export.main(["import-official", str(tmp_path / "weights.pth"), *flags])
     tokens = torch.randint(11, (2, 10))
-    settings = {"activation": "relu", "post_norm": False} if model == "relation_ablation" else {}
+    settings = settings_of(flags)
     logits = load_network(tmp_path / "weights.ckpt")(tokens)
     assert_close(logits.detach(), official_logits(weights, tokens, model, **settings), atol=1e-5, rtol=1e-5)
+
+
+def test_input_stages_are_named_with_their_mixer() -> None:
+    mixer = ShortConvolution(TokenShift(LinearRelation(4, 4)), 2)
+    network = LanguageModel(mixer, vocab_size=5, n_layers=1, max_length=4)
+    assert export.describe_size(network).startswith(
+        "ShortConvolution(TokenShift(LinearRelation)), 1 layers, "
+    )
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +75,9 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"epoch": 3}, path)
     assert "no state dict" in error("--model", "relation")
     path.write_bytes(whole)
+    assert "causal" in error("--model", "relation", "--bidirectional")
+    assert "want eps=0" in error("--model", "linear_relation", "--eps", "0.01")
+    assert "n_heads=5" in error("--model", "linear_relation", "--n-heads", "5")
     (tmp_path / "weights.ckpt").write_text("precious")
     assert "exists" in error("--model", "relation")
     assert (tmp_path / "weights.ckpt").read_text() == "precious"

@@ -19,12 +19,15 @@ from tests.test_fit import CONFIG, error_of
 MIXERS = {"quadratic": "QuadraticRelation", "transformer": "SoftmaxAttention"}
 
 
-def make_run(folder: Path, mixer: str, length: int, accuracy: float, **settings: Any) -> Path:
+def make_run(folder: Path, mixer_class: str, length: int, accuracy: float, **settings: Any) -> Path:
     """A run folder as causalrn.fit leaves it; training one for each test would take minutes."""
     config = json.loads(json.dumps(CONFIG))
     config["data"]["init_args"]["length"] = length
     network = config["model"]["init_args"]["network"]["init_args"]
-    network["mixer"] = {"class_path": f"causalrn.models.{mixer}", "init_args": {"d_model": 16, **settings}}
+    network["mixer"] = {
+        "class_path": f"causalrn.models.{mixer_class}",
+        "init_args": {"d_model": 16, **settings},
+    }
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     lines = ["step,train/loss,train/tokens_per_second,val/copy_accuracy,val/exact_match"]
@@ -54,6 +57,23 @@ def runs(tmp_path: Path) -> Path:
             share = 1.0 if pre_norm == "exact" and activation == "exp" else 0.5
             make_run(folder / name, "QuadraticRelation", 8, share, pre_norm=pre_norm, activation=activation)
     return folder
+
+
+def test_models_are_named_by_the_mixer_behind_input_stages(tmp_path: Path) -> None:
+    quadratic = {"class_path": "causalrn.models.QuadraticRelation", "init_args": {"activation": "relu"}}
+    linear = {"class_path": "causalrn.models.LinearRelation", "init_args": {"d_model": 16}}
+    shifted = {"class_path": "causalrn.models.TokenShift", "init_args": {"mixer": linear}}
+    for name, inner in (("one", quadratic), ("two", shifted)):
+        make_run(tmp_path / name, "ShortConvolution", 8, 1.0, mixer=inner)
+    make_run(tmp_path / "plain", "QuadraticRelation", 8, 1.0)
+    runs = find_runs([tmp_path])
+    assert {run.name: run.model for run in runs} == {
+        "one": "Quadratic CausalRN behind ShortConvolution",
+        "two": "Linear CausalRN behind TokenShift behind ShortConvolution",
+        "plain": "Quadratic CausalRN",
+    }
+    # An ablation compares relations that read the same.
+    assert views.ablation_maps(runs) == []
 
 
 def test_tables_say_what_the_runs_say(runs: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 import time
+import warnings
 from typing import Any
 
 import lightning as L
@@ -24,8 +25,8 @@ class Throughput(L.Callback):
 
     Logged under `train/`: step_seconds, tokens_per_second, samples_per_second, data_share (time waiting for batches),
     peak_memory_bytes (the process's on a CPU), flops_per_second and exps_per_second (by formula, see
-    `causalrn.models.cost`), their shares of the devices' peaks flops_utilisation and exps_utilisation, and seconds_left
-    (validation included).
+    `causalrn.models.cost`; a warning names what has none), their shares of the devices' peaks flops_utilisation and
+    exps_utilisation, and seconds_left (validation included).
 
     Args:
         peak_flops: dense matrix FLOP/s of one device; by default that of `causalrn.peaks` for the GPU's name.
@@ -43,10 +44,13 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = pl_module.device
         network = getattr(pl_module, "network", None)
-        self.network = network if isinstance(network, LanguageModel) else None
+        problem = why_without_cost(network)
+        if problem and trainer.is_global_zero:
+            warnings.warn(f"metrics of FLOPs and exponentials are left out: {problem}", stacklevel=2)
+        self.network = None if problem else network
         self.flops_peak = self.peak_flops or peak_flops(device, str(trainer.precision))
         self.exps_peak = self.peak_exps or peak_exps(device)
-        self.costs: dict[int, Cost | None] = {}
+        self.costs: dict[int, Cost] = {}
         self.waiting.attach(trainer.profiler)  # pyright: ignore[reportAttributeAccessIssue]
         self.run_seconds = time.perf_counter()
         self.run_step = trainer.global_step
@@ -81,21 +85,14 @@ class Throughput(L.Callback):
         rows *= (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         self.samples += rows
         self.tokens += rows * length
-        if (cost := self.cost(length)) is not None:
-            self.flops += rows * cost.flops
-            self.exps += rows * cost.exps
+        if self.network is not None:
+            if length not in self.costs:
+                self.costs[length] = training_cost(self.network, length)
+            self.flops += rows * self.costs[length].flops
+            self.exps += rows * self.costs[length].exps
         if trainer.global_step > self.since_step and is_log_step(trainer, trainer.global_step):
             self.report(trainer, pl_module)
             self.start(trainer)
-
-    def cost(self, length: int) -> Cost | None:
-        """Of one sequence; None for a network without known formulas."""
-        if length not in self.costs:
-            try:
-                self.costs[length] = None if self.network is None else training_cost(self.network, length)
-            except TypeError:
-                self.costs[length] = None
-        return self.costs[length]
 
     def report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         now = time.perf_counter()
@@ -125,6 +122,17 @@ class Throughput(L.Callback):
         assert isinstance(worst, torch.Tensor)
         values["data_share"], values["peak_memory_bytes"] = worst.tolist()
         write_metrics(trainer, {f"train/{name}": value for name, value in values.items()})
+
+
+def why_without_cost(network: object) -> str:
+    """Why no formula tells what the network costs; nothing where one does."""
+    if not isinstance(network, LanguageModel):
+        return f"the cost of {type(network).__name__} is not known; want a LanguageModel"
+    try:
+        training_cost(network, 1)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 class WaitingClock:

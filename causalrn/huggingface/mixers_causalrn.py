@@ -3,6 +3,7 @@
 Letters: B batch, T new positions, S all positions so far, H heads, D channels of a head.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def visible_pairs(n_new: int, n_all: int, causal: bool, mask: Tensor | None, dev
     return visible[None] if mask is None else visible & mask.bool()[:, None]
 
 
-class Mixer(nn.Module):
+class Mixer(nn.Module, ABC):
     """One residual branch over positions. `state` is a tuple of tensors whose first axis is the batch, or None."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -43,10 +44,11 @@ class Mixer(nn.Module):
         self.d_model, self.n_heads = settings["d_model"], settings["n_heads"]
         self.causal, self.norm, self.eps = settings["causal"], settings["norm"], settings["eps"]
 
+    @abstractmethod
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...] | None, mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        raise NotImplementedError
+        """What the branch adds at the new positions, and the state after them."""
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1))

@@ -28,6 +28,7 @@ from causalrn.models.relation import (
     QuadraticRelation,
     QuadraticRelationWithoutPostNorm,
 )
+from causalrn.models.scaled_heads import QuadraticRelationScaledHeads
 
 __all__ = [
     "MLP",
@@ -48,6 +49,7 @@ __all__ = [
     "PairBias",
     "PositionalRelation",
     "QuadraticRelation",
+    "QuadraticRelationScaledHeads",
     "QuadraticRelationWithoutPostNorm",
     "RandomPositions",
     "Rotary",

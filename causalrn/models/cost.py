@@ -6,9 +6,11 @@ from functools import singledispatch
 from torch import nn
 
 from causalrn.models.attention import LinearAttention, SoftmaxAttention
+from causalrn.models.inputs import InputStage, ShortConvolution
 from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
-from causalrn.models.relation import LinearRelation, QuadraticRelation
+from causalrn.models.pair_terms import UNBOUNDED
+from causalrn.models.relation import LinearRelation, PositionalRelation, QuadraticRelation
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,11 @@ class Cost:
     """Work on one sequence.
 
     Attributes:
-        flops: of matrix products, two per multiply-add; what a device's dense peak counts. The sums and products of
-            single pairs in the relation are not among them: they run beside its exponentials, which are its floor.
-        exps: exponentials in the mixers. Pairs that the causal mask leaves out count nowhere.
+        flops: of matrix products and convolutions, two per multiply-add; what a device's dense peak counts. The sums and
+            products of single pairs in the relation are not among them: they run beside its exponentials, which are its
+            floor.
+        exps: exponentials in the mixers. Pairs that the causal mask leaves out count nowhere, nor do those beyond the
+            window of a relation's head.
     """
 
     flops: int
@@ -56,8 +60,11 @@ def linear_flops(module: nn.Module, length: int) -> int:
     return 2 * length * sum(layer.weight.numel() for layer in layers)
 
 
-def count_pairs(length: int, causal: bool) -> int:
-    return length * (length + 1) // 2 if causal else length**2
+def count_pairs(length: int, causal: bool, window: int = UNBOUNDED) -> int:
+    """Pairs (i, j) with |i - j| below the window and, if causal, j <= i."""
+    reach = min(window, length)
+    before = reach * (reach + 1) // 2 + (length - reach) * reach
+    return before if causal else 2 * before - length
 
 
 @singledispatch
@@ -67,10 +74,27 @@ def mixer_cost(mixer: Mixer, length: int) -> Cost:
 
 
 @mixer_cost.register
+def _(mixer: InputStage, length: int) -> Cost:
+    # A shift multiplies nothing.
+    taps = mixer.kernel_size * mixer.d_model if isinstance(mixer, ShortConvolution) else 0
+    return mixer_cost(mixer.mixer, length) + Cost(2 * length * taps, 0)
+
+
+@mixer_cost.register
 def _(mixer: QuadraticRelation, length: int) -> Cost:
     # relu needs none, and gelu's error function is none.
-    exps_per_pair = mixer.d_hidden if mixer.activation in ("exp", "elu", "official_elu") else 0
-    return Cost(linear_flops(mixer, length), count_pairs(length, mixer.causal) * exps_per_pair)
+    exps_per_pair = (
+        mixer.d_hidden // mixer.n_heads if mixer.activation in ("exp", "elu", "official_elu") else 0
+    )
+    pairs = sum(count_pairs(length, mixer.causal, window) for window in windows_of(mixer))
+    return Cost(linear_flops(mixer, length), pairs * exps_per_pair)
+
+
+def windows_of(mixer: QuadraticRelation) -> list[int]:
+    """Positions that each head reaches."""
+    bias = mixer.bias if isinstance(mixer, PositionalRelation) else None
+    windows = [None] * mixer.n_heads if bias is None or bias.windows is None else bias.windows
+    return [UNBOUNDED if window is None else window for window in windows]
 
 
 @mixer_cost.register

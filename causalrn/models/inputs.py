@@ -86,6 +86,12 @@ class InputStage(Mixer):
         return 4 * (self.kernel_size - 1) * self.d_model + self.mixer.state_size(length, pool_dtype)
 
 
+def mixer_name(mixer: Mixer) -> str:
+    """Its class, within the classes of the input stages before it: `ShortConvolution(LogMeanExpRelation)`."""
+    name = type(mixer).__name__
+    return f"{name}({mixer_name(mixer.mixer)})" if isinstance(mixer, InputStage) else name
+
+
 class ShortConvolution(InputStage):
     """A learned filter of `kernel_size` taps per channel (a depthwise convolution), with a bias."""
 

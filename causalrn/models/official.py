@@ -7,6 +7,7 @@ from torch import Tensor
 
 from causalrn.models.description import build
 from causalrn.models.language_model import LanguageModel
+from causalrn.models.mixer import check_heads
 
 # Official key -> ours; {} stands for the layer.
 COMMON = {
@@ -49,19 +50,22 @@ def describe_official(state_dict: dict[str, Tensor], model: str, **settings: Any
             relation_ablation, `pre_norm`, `activation`, `post_norm` (bool).
 
     Raises:
-        ValueError: an unknown model, or a state dict of another one.
+        ValueError: an unknown model, a state dict of another one, or settings under which the official model has no
+            equal here.
     """
     if model not in MODELS:
         raise ValueError(f"official model must be one of {', '.join(MODELS)}: got {model!r}")
     weights = clean_keys(state_dict)
     is_transformer = model in ("transformer", "linear_transformer")
     layers = {int(match[1]) for key in weights if (match := re.match(r"block_all\.(\d+)\.", key))}
-    probe = "block_all.0.attn.fc_1.weight" if is_transformer else "block_all.0.fc_1.weight"
+    # Tells the number of hidden channels.
+    probe = "block_all.0.mlp.fc_1.weight" if is_transformer else "block_all.0.fc_1.weight"
     needed = [*COMMON, probe]
     if missing := [key for key in needed if key not in weights]:
         raise ValueError(f"state dict is of no official {model}: it has no {missing[0]}")
     vocab_size, d_model = weights["pre_block.wte.weight"].shape
-    norm = {"norm": settings.pop("norm", "layer"), "eps": settings.pop("eps", 0.0)}
+    eps = settings.pop("eps", 0.0)
+    norm = {"norm": settings.pop("norm", "layer"), "eps": eps}
     shared = {
         "d_model": d_model,
         "n_heads": settings.pop("n_heads", 1),
@@ -70,21 +74,12 @@ def describe_official(state_dict: dict[str, Tensor], model: str, **settings: Any
     mlp = None
     if is_transformer:
         mixer_class = "SoftmaxAttention" if model == "transformer" else "LinearAttention"
-        d_mlp = weights["block_all.0.mlp.fc_1.weight"].shape[0]
-        mlp = class_description("MLP", d_model=d_model, d_hidden=d_mlp, **norm)
+        mlp = class_description("MLP", d_model=d_model, d_hidden=weights[probe].shape[0], **norm)
     else:
-        mixer_class = "LinearRelation" if model == "linear_relation" else "QuadraticRelation"
         shared["d_hidden"] = weights[probe].shape[0]
-        if model == "relation_ablation":
-            mixer_class += "" if settings.pop("post_norm", True) else "WithoutPostNorm"
-            activation = settings.pop("activation", "exp")
-            shared["activation"] = "official_elu" if activation == "elu" else activation
-            shared["pre_norm"] = settings.pop("pre_norm", "exact")
-    if model == "linear_relation":
-        # The official linear form ignores its heads.
-        shared["n_heads"] = 1
-    if shared.get("pre_norm") == "approx" and shared["n_heads"] > 1:
-        raise ValueError("official approx pre-normalisation runs over all heads together; want n_heads=1")
+        check_heads(shared["d_hidden"], shared["n_heads"])
+        mixer_class, changed = describe_relation(model, shared, eps, settings)
+        shared |= changed
     if settings:
         raise ValueError(f"setting {min(settings)!r} does not apply to the official {model}")
     return class_description(
@@ -96,6 +91,37 @@ def describe_official(state_dict: dict[str, Tensor], model: str, **settings: Any
         mlp=mlp,
         **norm,
     )
+
+
+def describe_relation(
+    model: str, shared: dict[str, Any], eps: float, settings: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Class of a relation mixer, and its arguments beside or in place of the shared ones; takes from `settings`."""
+    if model == "linear_relation":
+        if eps:
+            raise ValueError(
+                f"official linear_relation adds eps to rows of another scale than LinearRelation: want eps=0, got {eps}"
+            )
+        # Its norms run over all heads together.
+        return "LinearRelation", {"n_heads": 1}
+    if not shared["causal"]:
+        raise ValueError(
+            f"official {model} is causal whatever enable_causal_mode says: want causal=True (no --bidirectional)"
+        )
+    if model == "relation":
+        # A factor per head and position, which the post-norm erases from one head without eps.
+        scaled = shared["n_heads"] > 1 or eps
+        return "QuadraticRelationScaledHeads" if scaled else "QuadraticRelation", {}
+    mixer_class = "QuadraticRelation" + ("" if settings.pop("post_norm", True) else "WithoutPostNorm")
+    activation = settings.pop("activation", "exp")
+    changed = {
+        "activation": "official_elu" if activation == "elu" else activation,
+        "pre_norm": settings.pop("pre_norm", "exact"),
+    }
+    if changed["pre_norm"] == "approx":
+        # It runs over all heads together, and after it each channel is summed alone.
+        changed["n_heads"] = 1
+    return mixer_class, changed
 
 
 def from_official(state_dict: dict[str, Tensor], description: dict[str, Any]) -> LanguageModel:

@@ -69,7 +69,8 @@ class Relation(Mixer):
 class QuadraticRelation(Relation):
     """Quadratic CausalRN: every pair (i, j) is normalised before the activation, a memory that grows like a KV cache.
 
-    Equals the official `BlockR` (without its residual sum) and, with other settings, `BlockRAblation`.
+    Equals the official `BlockRAblation` (without its residual sum) and, with one head and eps 0, `BlockR`; see
+    `QuadraticRelationScaledHeads` for the latter's other settings.
 
     Args:
         pre_norm: "exact" normalises q_i + k_j, "approx" normalises q_i and k_j apart, "none" neither.

@@ -13,6 +13,7 @@ from causalrn.loggers import read_metrics
 # Class of the mixer, to the model's name in the paper.
 MODELS = {
     "QuadraticRelation": "Quadratic CausalRN",
+    "QuadraticRelationScaledHeads": "Quadratic CausalRN",
     "QuadraticRelationWithoutPostNorm": "Quadratic CausalRN",
     "SoftmaxAttention": "Transformer",
     "LinearRelation": "Linear CausalRN",
@@ -49,11 +50,22 @@ class Run:
 
     @property
     def mixer(self) -> str:
-        return str(self.config.get(f"{NETWORK}.mixer.class_path", "")).rpartition(".")[2]
+        """Class of the mixer."""
+        return self.mixers[-1] if self.mixers else ""
+
+    @property
+    def mixers(self) -> list[str]:
+        """Classes of the input stages before the mixer, from the outermost one on, and of the mixer."""
+        names, key = [], f"{NETWORK}.mixer"
+        while class_path := self.config.get(f"{key}.class_path"):
+            names.append(str(class_path).rpartition(".")[2])
+            key += ".init_args.mixer"
+        return names
 
     @property
     def model(self) -> str:
-        return MODELS.get(self.mixer, self.mixer or "model")
+        stages = "".join(f" behind {name}" for name in reversed(self.mixers[:-1]))
+        return MODELS.get(self.mixer, self.mixer or "model") + stages
 
     @property
     def length(self) -> int | None:

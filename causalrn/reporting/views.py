@@ -217,7 +217,11 @@ def lines_over_steps(runs: Sequence[Run], metric: str = "val/copy_accuracy") -> 
 
 def ablation_maps(runs: Sequence[Run]) -> list[Grid]:
     """Final copy accuracy by pre-normalisation and activation, one map per length and post-normalisation."""
-    runs = [run for run in runs if run.length is not None and run.mixer.startswith("QuadraticRelation")]
+    runs = [
+        run
+        for run in runs
+        if run.length is not None and len(run.mixers) == 1 and run.mixer.startswith("QuadraticRelation")
+    ]
     where = f"{NETWORK}.mixer.init_args"
     settings = {
         id(run): (

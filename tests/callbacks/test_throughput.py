@@ -1,6 +1,6 @@
 """Speed, waiting and time left against a clock that only the test moves; utilisation against a given peak."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from causalrn import fit
 from causalrn.callbacks import Throughput, throughput
-from causalrn.callbacks.throughput import WaitingClock
+from causalrn.callbacks.throughput import WaitingClock, why_without_cost
 from causalrn.cli import quiet_libraries
 from causalrn.lit_module import CopyModule
 from causalrn.loggers import MetricsCSV, read_metrics
-from causalrn.models import LanguageModel, Mixer, QuadraticRelation
+from causalrn.models import LanguageModel, Mixer, QuadraticRelation, TokenShift
 from causalrn.models.cost import training_cost
 from tests.test_fit import CONFIG
 
@@ -138,10 +138,48 @@ class Identity(Mixer):
         return 0
 
 
-def test_a_mixer_without_formulas_has_no_utilisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row, _ = train(tmp_path, monkeypatch, Identity(), Throughput())
+@pytest.mark.parametrize("stage", [lambda mixer: mixer, TokenShift])
+def test_a_mixer_without_formulas_is_named_and_has_no_utilisation(
+    stage: Callable[[Mixer], Mixer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(
+        UserWarning, match="FLOPs and exponentials are left out: the cost of Identity is not known"
+    ):
+        row, _ = train(tmp_path, monkeypatch, stage(Identity()), Throughput())
     assert row["train/step_seconds"] == 8
     assert not any("flops" in name or "exps" in name for name in row)
+
+
+def test_a_network_of_another_class_is_named() -> None:
+    assert why_without_cost(nn.Linear(2, 2)) == "the cost of Linear is not known; want a LanguageModel"
+    assert why_without_cost(LanguageModel(QuadraticRelation(4, 4), 5, n_layers=1, max_length=4)) == ""
+
+
+def test_the_extrapolation_recipe_is_measured(tmp_path: Path) -> None:
+    """Its relation stands behind a short convolution."""
+    recipe = Path(__file__).parents[2] / "configs" / "copy" / "extrapolate.yaml"
+    small = [
+        "--trainer.max_steps",
+        "1",
+        "--trainer.log_every_n_steps",
+        "1",
+        "--data.init_args.batch_size",
+        "1",
+    ]
+    fit.main(
+        [
+            "--config",
+            str(recipe),
+            *small,
+            "--run_dir",
+            str(tmp_path / "run"),
+            "--trainer.limit_val_batches",
+            "0",
+        ]
+    )
+    row = read_metrics(tmp_path / "run" / "metrics.csv")[0]
+    assert row["train/flops_per_second"] > 0
+    assert 0 < row["train/exps_utilisation"] < 1
 
 
 @pytest.mark.parametrize("name", ["peak_flops", "peak_exps"])

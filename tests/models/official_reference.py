@@ -1,10 +1,13 @@
 """The official models as plain functions of an official state dict, written from the paper and its equations.
 
-It keeps what the official code does differently from ours: the mask is -inf and stands before the activation.
+It keeps what the official code does and the paper's equations do not say: the mask is -inf and stands before the
+activation; the relation networks run in stable forms, which divide by a greatest channel that no gradient flows through;
+the quadratic ones are causal whatever their configuration says.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ Weights = dict[str, Tensor]
 
 
 def make_state_dict(
-    model: str, *, vocab: int = 11, width: int = 8, hidden: int = 12, layers: int = 2, length: int = 10
+    model: str, *, vocab: int = 11, width: int = 8, hidden: int = 24, layers: int = 2, length: int = 10
 ) -> Weights:
     """Random weights under the official keys."""
     weights = {
@@ -52,7 +55,7 @@ def make_state_dict(
 
 def official_logits(weights: Weights, tokens: Tensor, model: str, **settings: Any) -> Tensor:
     """Logits (B, T, V) of the official `Model`."""
-    norm = rms_norm if settings.get("norm") == "rms" else layer_norm
+    norm = partial(rms_norm if settings.get("norm") == "rms" else layer_norm, eps=settings.get("eps", 0.0))
     x = weights["pre_block.wte.weight"][tokens] + weights["pre_block.wpe.weight"][: tokens.shape[1]]
     n_layers = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("block_all."))
     for layer in range(n_layers):
@@ -67,12 +70,12 @@ def official_logits(weights: Weights, tokens: Tensor, model: str, **settings: An
     return norm(x) @ weights["post_block.fc_cls.weight"].T
 
 
-def layer_norm(x: Tensor) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, correction=0) + eps)
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    return math.sqrt(x.shape[-1]) * x / x.norm(dim=-1, keepdim=True)
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    return x / (x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1]) + eps)
 
 
 def attention(block: Weights, x: Tensor, model: str, settings: dict[str, Any]) -> Tensor:
@@ -91,27 +94,49 @@ def attention(block: Weights, x: Tensor, model: str, settings: dict[str, Any]) -
 
 
 def relation(block: Weights, x: Tensor, model: str, norm: Callable, settings: dict[str, Any]) -> Tensor:
-    heads, causal = settings.get("n_heads", 1), settings.get("causal", True)
-    length = x.shape[1]
     a = F.linear(x, block["fc_1.weight"], block["fc_1.bias"])
     b = x @ block["fc_2.weight"].T
-    count = torch.arange(1, length + 1)[:, None] if causal else length
     if model == "linear_relation":
-        # Its norms run over all heads together, as the official block's do.
-        exp_b = norm(b).exp()
-        sums = exp_b.cumsum(1) if causal else exp_b.sum(1, keepdim=True)
-        out = norm(norm(a).exp() * sums / count)
+        out = norm(linear_sum(norm(a), norm(b), settings.get("causal", True)))
+    elif model == "relation":
+        out = norm(stable_pairs(a, b, norm, settings.get("n_heads", 1)))
     else:
-        pre_norm = settings.get("pre_norm", "exact")
-        if pre_norm == "approx":
+        if settings.get("pre_norm") == "approx":
             a, b = norm(a), norm(b)
-        a, b = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (a, b))
-        pairs = a[:, :, :, None] + b[:, :, None]
-        pairs = norm(pairs) if pre_norm == "exact" else pairs
-        if causal:
-            future = torch.ones(length, length, dtype=torch.bool).triu(1)
-            pairs = pairs.masked_fill(future[..., None], float("-inf"))
-        activation = {"exp": torch.exp, "relu": F.relu, "elu": F.elu}[settings.get("activation", "exp")]
-        out = (activation(pairs).sum(3)).transpose(1, 2).flatten(2) / count
+        out = plain_pairs(a, b, norm, settings)
         out = norm(out) if settings.get("post_norm", True) else out
     return F.linear(out, block["fc_3.weight"], block["fc_3.bias"])
+
+
+def linear_sum(a: Tensor, b: Tensor, causal: bool) -> Tensor:
+    """exp(a_i + log sum_j exp(b_j)) over its greatest channel; heads play no part, and only the causal form is a mean."""
+    logs = a + (b.logcumsumexp(1) if causal else b.logsumexp(1, keepdim=True))
+    out = (logs - logs.amax(-1, keepdim=True).detach()).exp()
+    return out / torch.arange(1, a.shape[1] + 1)[:, None] if causal else out
+
+
+def masked_pairs(a: Tensor, b: Tensor, heads: int, norm: Callable) -> Tensor:
+    """norm(a_i + b_j) over the channels of each head, (B, H, T, T, D), -inf for j > i."""
+    length = a.shape[1]
+    a, b = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (a, b))
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return norm(a[:, :, :, None] + b[:, :, None]).masked_fill(future[..., None], float("-inf"))
+
+
+def mean_over_heads(sums: Tensor) -> Tensor:
+    """(B, H, T, D) over i + 1, as (B, T, H D)."""
+    sums = sums / torch.arange(1, sums.shape[2] + 1)[:, None]
+    return sums.transpose(1, 2).flatten(2)
+
+
+def stable_pairs(a: Tensor, b: Tensor, norm: Callable, heads: int) -> Tensor:
+    """The logarithm of the sum over j; less the greatest channel of its head, at every position; its exponential."""
+    logs = masked_pairs(a, b, heads, norm).logsumexp(3)
+    return mean_over_heads((logs - logs.amax(-1, keepdim=True).detach()).exp())
+
+
+def plain_pairs(a: Tensor, b: Tensor, norm: Callable, settings: dict[str, Any]) -> Tensor:
+    """The ablations' sum over j, which no stable form has."""
+    pair_norm = norm if settings.get("pre_norm", "exact") == "exact" else lambda pairs: pairs
+    activation = {"exp": torch.exp, "relu": F.relu, "elu": F.elu}[settings.get("activation", "exp")]
+    return mean_over_heads(activation(masked_pairs(a, b, settings.get("n_heads", 1), pair_norm)).sum(3))

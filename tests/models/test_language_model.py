@@ -11,6 +11,7 @@ from causalrn.models import (
     LinearRelation,
     Mixer,
     QuadraticRelation,
+    QuadraticRelationScaledHeads,
     QuadraticRelationWithoutPostNorm,
     SoftmaxAttention,
     build,
@@ -22,6 +23,9 @@ MIXERS = {
     "quadratic two heads": lambda causal: QuadraticRelation(8, 12, n_heads=2, causal=causal),
     "quadratic relu approx": lambda causal: QuadraticRelation(
         8, 12, causal=causal, pre_norm="approx", activation="relu"
+    ),
+    "quadratic scaled heads": lambda causal: QuadraticRelationScaledHeads(
+        8, 12, n_heads=2, causal=causal, eps=1e-2
     ),
     "quadratic no post-norm": lambda causal: QuadraticRelationWithoutPostNorm(8, 12, causal=causal),
     "linear": lambda causal: LinearRelation(8, 12, causal=causal),

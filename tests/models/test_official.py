@@ -10,22 +10,36 @@ from torch.testing import assert_close
 from causalrn.models.official import convert_keys, describe_official, from_official
 from tests.models.official_reference import make_state_dict, official_logits
 
-ABLATIONS = [
-    ("relation_ablation", {"pre_norm": pre_norm, "activation": activation, "post_norm": post_norm, **more})
-    for pre_norm, activation, post_norm in itertools.product(
-        ("exact", "approx", "none"), ("exp", "relu", "elu"), (True, False)
-    )
-    for more in ({}, {"norm": "rms"})
-]
+HEADS = (1, 2, 4)
+NORMS = ("layer", "rms")
+# The official default, and one large enough that the rows it is added to must have the official scale.
+EPS = (0.0, 1e-2)
+
+
+def combine(**choices: Any) -> list[dict[str, Any]]:
+    """Settings with every combination of the given values."""
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+PRE_NORMS, ACTIVATIONS = ("exact", "approx", "none"), ("exp", "relu", "elu")
 CASES = [
-    *((model, {}) for model in ("relation", "linear_relation", "transformer", "linear_transformer")),
-    *((model, {"norm": "rms"}) for model in ("relation", "linear_relation", "transformer")),
+    *(("relation", settings) for settings in combine(n_heads=HEADS, norm=NORMS, eps=EPS)),
     *(
-        (model, {"causal": False})
-        for model in ("relation", "linear_relation", "transformer", "linear_transformer")
+        (model, settings)
+        for model in ("linear_relation", "transformer", "linear_transformer")
+        for settings in combine(n_heads=HEADS, norm=NORMS, causal=(True, False))
     ),
-    *((model, {"n_heads": 2}) for model in ("relation", "transformer", "linear_transformer")),
-    *ABLATIONS,
+    *(
+        ("relation_ablation", settings)
+        for settings in combine(
+            pre_norm=PRE_NORMS, activation=ACTIVATIONS, post_norm=(True, False), n_heads=HEADS, norm=NORMS
+        )
+    ),
+    *((model, {"eps": EPS[1]}) for model in ("transformer", "linear_transformer")),
+    *(
+        ("relation_ablation", settings)
+        for settings in combine(pre_norm=PRE_NORMS, activation=ACTIVATIONS, n_heads=(2,), eps=EPS[1:])
+    ),
 ]
 
 
@@ -70,6 +84,7 @@ def test_compiled_prefix_is_understood() -> None:
     ("change", "message"),
     [
         (lambda w: w.pop("pre_block.wte.weight"), "no pre_block.wte.weight"),
+        (lambda w: w.pop("block_all.0.fc_1.weight"), "no block_all.0.fc_1.weight"),
         (lambda w: w.pop("block_all.1.fc_3.bias"), "blocks.1.mixer.out_proj.bias"),
         (lambda w: w.update({"block_all.0.extra": torch.ones(1)}), "blocks.0.extra"),
     ],
@@ -81,6 +96,32 @@ def test_foreign_state_dict_is_named(change: Any, message: str) -> None:
         from_official(weights, describe_official(weights, "relation"))
 
 
-def test_setting_without_effect_is_refused() -> None:
-    with pytest.raises(ValueError, match="activation"):
-        describe_official(make_state_dict("relation"), "relation", activation="elu")
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("relation", {"activation": "elu"}, "activation"),
+        # The official block is causal in both modes.
+        ("relation", {"causal": False}, "want causal=True"),
+        ("relation_ablation", {"causal": False}, "want causal=True"),
+        ("linear_relation", {"eps": 1e-5}, "want eps=0, got 1e-05"),
+        # Each of these heads would be ignored.
+        ("linear_relation", {"n_heads": 5}, "n_heads=5"),
+        ("relation_ablation", {"n_heads": 5, "pre_norm": "approx"}, "n_heads=5"),
+    ],
+    ids=str,
+)
+def test_settings_without_an_equal_are_refused(model: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        describe_official(make_state_dict(model), model, **settings)
+
+
+def test_one_head_stays_the_plain_relation() -> None:
+    weights = make_state_dict("relation")
+    classes = {
+        (n_heads, eps): describe_official(weights, "relation", n_heads=n_heads, eps=eps)["init_args"][
+            "mixer"
+        ]["class_path"]
+        for n_heads, eps in ((1, 0.0), (1, 1e-5), (2, 0.0))
+    }
+    plain, scaled = "causalrn.models.QuadraticRelation", "causalrn.models.QuadraticRelationScaledHeads"
+    assert classes == {(1, 0.0): plain, (1, 1e-5): scaled, (2, 0.0): scaled}

@@ -265,6 +265,7 @@ def test_a_million_positions(path_name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert_near({"y": actual["y"][:, late]}, {"y": wanted["y"][:, late]}, TOLERANCE)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -47,6 +47,7 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_into_one_graph() -> None:
     def function(q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         y, state = relation_linear(q * 2, k, LinearState(total, torch.zeros(2)), eps=1e-4)

@@ -55,6 +55,7 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_into_one_graph() -> None:
     def function(q: Tensor, k: Tensor, gain: Tensor) -> Tensor:
         return relation_quadratic(q * 2, k, eps=1e-4, gain=gain).sin() + 1
@@ -124,6 +125,7 @@ def test_peak_memory(path: str, length: int, channels: int) -> None:
     assert 0 < peak_bytes < 300e6
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -125,6 +125,7 @@ def test_result_does_not_depend_on_the_threads() -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("shapes", "length", "message"),
     [

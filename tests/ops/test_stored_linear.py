@@ -76,6 +76,7 @@ def test_operator_is_well_formed() -> None:
     )
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("x", "weight", "scale", "message"),
     [
