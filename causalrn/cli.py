@@ -37,6 +37,7 @@ from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.resume import OF_A_START, RUN_DIR_VARIABLE, flag_value, plan_start, with_base_config
 from causalrn.run_lock import RunLock
+from causalrn.signals import EXIT_INTERRUPTED
 from causalrn.starts import first_process
 from causalrn.trackers import MLflowRun, WandbRun
 from causalrn.trainer import Trainer
@@ -248,4 +249,9 @@ def run_command(main: Callable[[], None]) -> None:
         with one_line_errors():
             main()
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as stop:
+        # Lightning's own answer to it is exit code 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        raise

@@ -6,9 +6,9 @@ import time
 from causalrn import signals
 
 if __name__ == "__main__":
-    # A scheduler may announce the end of the job while the imports below still run.
+    # A scheduler may announce the end of the job, or somebody press Ctrl-C, while the imports below still run.
     early = contextlib.ExitStack()
-    early.enter_context(signals.listening())
+    early.enter_context(signals.listening(importing=True))
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -16,7 +16,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from causalrn.allocator import keep_freed_memory
 from causalrn.callbacks import Preempted
 from causalrn.callbacks.run_folder import draw_curves, write_json
-from causalrn.checkpoint import progress
+from causalrn.checkpoint import PREEMPTED, progress
 from causalrn.cli import CausalRNCLI, run_command
 from causalrn.resume import check_continues, load_weights
 from causalrn.starts import first_process
@@ -77,6 +77,10 @@ def finish(cli: CausalRNCLI, start: float) -> None:
     }
     write_json(cli.run_dir / "results.json", record)
     draw_curves(cli.run_dir)
+    for link in (cli.run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"):
+        # Marks a closing validation that was cut short.
+        if link.is_symlink():
+            link.unlink()
     print_results(results, baselines)
     print(f"{cli.trainer.global_step} steps in {record['seconds']} s; everything is in {cli.run_dir}")
 
