@@ -85,7 +85,36 @@ def check_same_network(path: str | Path, network: LanguageModel) -> None:
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """The description of a checkpoint's network, without reading the shards of a folder."""
-    return (read_content(Path(path)) if Path(path).is_dir() else read_checkpoint(path))["network"]
+    return read_head(Path(path))["network"]
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, of a folder without its shards."""
+    return read_content(path) if path.is_dir() else read_checkpoint(path)
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """What training added to a checkpoint, as `read_head`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_checkpoint`; also a checkpoint that no training can continue from.
+    """
+    content = read_head(path)
+    if not {"global_step", "loops"} <= content.keys():
+        raise ValueError(
+            f"checkpoint {path} holds weights alone, and no state of a training to continue; want --init_from {path}"
+        )
+    return content
+
+
+def progress(path: Path) -> tuple[int, bool]:
+    """How far a checkpoint has come: its step, and whether the validation due at that step is done.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_training`.
+    """
+    content = read_training(path)
+    return content["global_step"], not content.get("preemption", {}).get("validation_is_due", False)
 
 
 def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,7 +173,7 @@ def commit(temporary: Path, path: Path) -> None:
     sync(path.parent)
     for old in path.parent.glob(f"{PREEMPTED}*.ckpt"):
         if old != path:
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -161,14 +190,19 @@ def sync(path: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a folder; warns of newer ones that are not."""
-    found = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+    """The complete checkpoint of a folder that is furthest on; warns of those that are not complete.
+
+    File times tell nothing once a folder was copied: they decide between equal steps only.
+    """
+    found: list[tuple[tuple[int, bool], float, Path]] = []
+    for path in folder.glob("*.ckpt"):
+        if path.is_symlink():
+            continue
         if problem := incomplete(path):
             warnings.warn(f"checkpoint {path} is passed over: {problem}", stacklevel=2)
         else:
-            return path
-    return None
+            found.append((progress(path), path.stat().st_mtime, path))
+    return max(found)[-1] if found else None
 
 
 def incomplete(path: Path) -> str | None:
@@ -178,9 +212,8 @@ def incomplete(path: Path) -> str | None:
         for name, size in sizes.items():
             if not (path / name).is_file() or (path / name).stat().st_size != size:
                 return f"{name} is missing or cut short"
-        return None
     try:
-        read_checkpoint(path)
+        read_training(path)
     except ValueError as error:
         return str(error)
     return None

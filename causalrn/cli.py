@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import lightning as L
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -24,6 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from causalrn.callbacks import (
     Checkpoints,
+    ConfiguredValues,
     FiniteLoss,
     Heartbeat,
     Norms,
@@ -32,18 +33,30 @@ from causalrn.callbacks import (
     Throughput,
     progress_bar,
 )
-from causalrn.checkpoint import newest_checkpoint
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
+from causalrn.resume import OF_A_START, RUN_DIR_VARIABLE, flag_value, plan_start, with_base_config
 from causalrn.run_lock import RunLock
-from causalrn.sharded import is_sharded
-from causalrn.starts import first_process, is_continued, job_name
+from causalrn.signals import EXIT_INTERRUPTED
+from causalrn.starts import first_process
 from causalrn.trackers import MLflowRun, WandbRun
 from causalrn.trainer import Trainer
 
-# The first process of a run names the folder for the ranks that it starts.
-RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
 USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml once training begins: what fails before must not change the config of a run that was there."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # For a run that continues at its last step.
+        super().setup(trainer, pl_module, "fit")
 
 
 class CausalRNCLI(LightningCLI):
@@ -51,51 +64,65 @@ class CausalRNCLI(LightningCLI):
 
     Besides Lightning's groups `trainer`, `model` and `data` it takes:
         --run_dir: folder of the run; by default runs/NAME/TIME, with NAME from the first config file.
-        --resume: a run folder, or one of its checkpoints, to continue in the same folder; its config.yaml is
-            read first, so that no --config is needed.
+        --resume: a run folder, or a checkpoint, to continue, in the same folder unless --run_dir names another; its
+            config is read first, so that no --config is needed.
+        --init_from: a checkpoint, or a run folder, whose weights a new run begins with.
     """
 
     lock: RunLock | None = None
 
     def __init__(self, args: list[str] | None = None) -> None:
-        arguments = resume_arguments(sys.argv[1:] if args is None else args)
-        check_syntax(arguments)
+        self.arguments = sys.argv[1:] if args is None else args
         quiet_libraries()
-        super().__init__(
-            model_class=LanguageModelModule,
-            subclass_mode_model=True,
-            datamodule_class=LightningDataModule,
-            subclass_mode_data=True,
-            trainer_class=Trainer,
-            save_config_callback=SaveConfigCallback,
-            # A resumed run finds its own config there.
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=1,
-            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
-            run=False,
-            auto_configure_optimizers=False,
-            # A checkpoint describes its network itself, see causalrn.checkpoint.
-            load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
-            args=arguments,
-        )
+        with with_base_config(self.arguments) as arguments:
+            check_syntax(arguments)
+            super().__init__(
+                model_class=LanguageModelModule,
+                subclass_mode_model=True,
+                datamodule_class=LightningDataModule,
+                subclass_mode_data=True,
+                trainer_class=Trainer,
+                save_config_callback=SaveConfig,
+                # A resumed run finds its own config there.
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=1,
+                trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+                run=False,
+                auto_configure_optimizers=False,
+                # A checkpoint describes its network itself, see causalrn.checkpoint.
+                load_from_checkpoint_support=False,
+                parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
+                args=arguments,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="folder of the run")
         parser.add_argument(
             "--resume", type=str | None, default=None, help="run folder or checkpoint to continue from"
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="checkpoint whose weights a new run begins with",
+        )
 
     def before_instantiate_classes(self) -> None:
-        self.checkpoint = find_checkpoint(self.config["resume"]) if self.config["resume"] else None
-        self.run_dir = choose_run_dir(self.config, self.checkpoint)
+        self.start = plan_start(self.arguments, self.config["run_dir"])
+        self.run_dir = self.start.run_dir
+        self.checkpoint = self.start.checkpoint
         if first_process():
-            check_unused(self.run_dir, self.checkpoint)
             self.lock = RunLock(self.run_dir)
-        if self.checkpoint is None and is_continued(self.run_dir):
-            self.checkpoint = newest_checkpoint(self.run_dir / "checkpoints")
         os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
         self.config["run_dir"] = str(self.run_dir)
+        for name in OF_A_START:
+            if self.config[name] and not flag_value(self.arguments, f"--{name}"):
+                warnings.warn(
+                    f"{name}: {self.config[name]} in a config file is left aside: want --{name} on the command line",
+                    stacklevel=2,
+                )
+            # What is kept must not send another start, of this run or of one that uses its config, elsewhere.
+            self.config[name] = None
 
     def instantiate_classes(self) -> None:
         try:
@@ -116,11 +143,12 @@ class CausalRNCLI(LightningCLI):
             self.lock.release()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self.resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         loggers = self.config_init["trainer"]["logger"]
         kwargs["logger"] = [
-            MetricsCSV(str(self.run_dir)),
-            TensorBoardEvents(str(self.run_dir)),
+            # A resumed run knows its checkpoints by their absolute paths.
+            MetricsCSV(str(self.run_dir.absolute())),
+            TensorBoardEvents(str(self.run_dir.absolute())),
             *(
                 loggers
                 if isinstance(loggers, list)
@@ -131,17 +159,18 @@ class CausalRNCLI(LightningCLI):
         ]
         for logger in kwargs["logger"]:
             if isinstance(logger, WandbRun | MLflowRun):
-                logger.use_run(self.run_dir, config)
-        kwargs["default_root_dir"] = str(self.run_dir)
+                logger.use_run(self.run_dir, self.resolved)
+        kwargs["default_root_dir"] = str(self.run_dir.absolute())
         callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         # A config's own callback of a kind takes the place of the default one.
         extra: list[tuple[type[Callback], Callback]] = [
-            (RunFolder, RunFolder(self.run_dir, config)),
+            (RunFolder, RunFolder(self.run_dir, self.resolved)),
             (FiniteLoss, FiniteLoss()),
             (Norms, Norms()),
             (Throughput, Throughput()),
             (Heartbeat, Heartbeat()),
+            (ConfiguredValues, ConfiguredValues()),
             (Preemption, Preemption()),
             (ModelCheckpoint, Checkpoints()),
         ]
@@ -164,22 +193,6 @@ class CausalRNCLI(LightningCLI):
         return trainer
 
 
-def resume_arguments(arguments: list[str]) -> list[str]:
-    """With --resume, the run's own config.yaml read before everything else."""
-    for index, argument in enumerate(arguments):
-        if argument == "--resume" and index + 1 < len(arguments):
-            target = Path(arguments[index + 1])
-        elif argument.startswith("--resume="):
-            target = Path(argument.removeprefix("--resume="))
-        else:
-            continue
-        config = run_dir_of(find_checkpoint(str(target))) / "config.yaml"
-        if not config.is_file():
-            raise FileNotFoundError(f"--resume {target}: no {config}; want a run folder made by causalrn.fit")
-        return ["--config", str(config), *arguments]
-    return arguments
-
-
 def check_syntax(arguments: list[str]) -> None:
     """Raises a ValueError that names the --config file which is no YAML: the parser's own report does not."""
     for flag, path in itertools.pairwise(arguments):
@@ -188,50 +201,6 @@ def check_syntax(arguments: list[str]) -> None:
                 yaml.safe_load(Path(path).read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"config {path} is no YAML: {error}") from error
-
-
-def find_checkpoint(target: str) -> Path:
-    """The checkpoint that --resume names: itself, or the newest of a run folder."""
-    path = Path(target)
-    if path.is_file() or is_sharded(path):
-        return path
-    newest = newest_checkpoint(path / "checkpoints")
-    if newest is None:
-        raise FileNotFoundError(
-            f"--resume {target}: no checkpoint there; want a .ckpt or a run folder with checkpoints/"
-        )
-    return newest
-
-
-def run_dir_of(checkpoint: Path) -> Path:
-    return checkpoint.absolute().parent.parent
-
-
-def choose_run_dir(config: Namespace, checkpoint: Path | None) -> Path:
-    """The folder of this run."""
-    if os.environ.get("LOCAL_RANK", "0") != "0" and (named := os.environ.get(RUN_DIR_VARIABLE)):
-        return Path(named)
-    if checkpoint is not None:
-        return run_dir_of(checkpoint)
-    if config.run_dir:
-        return Path(config.run_dir)
-    configs = config.get("config") or []
-    name = Path(str(configs[0])).with_suffix("").name if configs else "run"
-    parent = Path(str(configs[0])).parent.name if configs else ""
-    name = f"{parent}-{name}" if parent else name
-    return Path("runs") / name / (job_name() or time.strftime("%Y%m%d-%H%M%S"))
-
-
-def check_unused(run_dir: Path, checkpoint: Path | None) -> None:
-    """A new run never gets a folder that holds another one.
-
-    Raises:
-        ValueError: the folder holds a run already, and this one does not continue it.
-    """
-    if checkpoint is None and (run_dir / "config.yaml").exists() and not is_continued(run_dir):
-        raise ValueError(
-            f"run_dir {run_dir} holds a run already; want an empty folder, or --resume {run_dir}"
-        )
 
 
 def quiet_libraries() -> None:
@@ -248,6 +217,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "The `srun` command is available.*")
     # A resumed run continues in its own folder.
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    # One that was copied, or continues in another folder, leaves the checkpoints of the first one alone.
+    warnings.filterwarnings("ignore", "The dirpath has changed")
     # --resume puts an argument before those of the command line.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
 
@@ -278,4 +249,9 @@ def run_command(main: Callable[[], None]) -> None:
         with one_line_errors():
             main()
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as stop:
+        # Lightning's own answer to it is exit code 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        raise

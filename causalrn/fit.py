@@ -6,9 +6,9 @@ import time
 from causalrn import signals
 
 if __name__ == "__main__":
-    # A scheduler may announce the end of the job while the imports below still run.
+    # A scheduler may announce the end of the job, or somebody press Ctrl-C, while the imports below still run.
     early = contextlib.ExitStack()
-    early.enter_context(signals.listening())
+    early.enter_context(signals.listening(importing=True))
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -16,8 +16,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from causalrn.allocator import keep_freed_memory
 from causalrn.callbacks import Preempted
 from causalrn.callbacks.run_folder import draw_curves, write_json
-from causalrn.checkpoint import check_same_network
+from causalrn.checkpoint import PREEMPTED, progress
 from causalrn.cli import CausalRNCLI, run_command
+from causalrn.resume import check_continues, load_weights
+from causalrn.starts import first_process
 from causalrn.strategies import check_run
 from causalrn.tables import print_results
 
@@ -26,8 +28,7 @@ def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     with signals.listening(), CausalRNCLI(args) as cli:
         check_run(cli.trainer, cli.datamodule, cli.checkpoint)
-        if cli.checkpoint is not None:
-            check_same_network(cli.checkpoint, cli.model.network)
+        begin(cli)
         try:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
             cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
@@ -41,6 +42,24 @@ def main(args: list[str] | None = None) -> None:
             torch.distributed.destroy_process_group()
     if exit_code:
         raise SystemExit(exit_code)
+
+
+def begin(cli: CausalRNCLI) -> None:
+    """Says what the run comes from, if from another start, and which settings it changes."""
+    lines = []
+    if cli.checkpoint is not None:
+        lines = check_continues(cli.checkpoint, cli.model.network, cli.datamodule, cli.resolved)
+        lines = [
+            f"continues {cli.checkpoint}, step {progress(cli.checkpoint)[0]}",
+            *(f"changed {line}" for line in lines),
+        ]
+    elif cli.start.weights is not None:
+        load_weights(cli.start.weights, cli.model.network)
+        lines = [f"begins with the weights of {cli.start.weights}"]
+    if first_process():
+        cli.start.note_origin()
+        for line in lines:
+            print(line, flush=True)
 
 
 @rank_zero_only
@@ -58,6 +77,10 @@ def finish(cli: CausalRNCLI, start: float) -> None:
     }
     write_json(cli.run_dir / "results.json", record)
     draw_curves(cli.run_dir)
+    for link in (cli.run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"):
+        # Marks a closing validation that was cut short.
+        if link.is_symlink():
+            link.unlink()
     print_results(results, baselines)
     print(f"{cli.trainer.global_step} steps in {record['seconds']} s; everything is in {cli.run_dir}")
 

@@ -26,7 +26,11 @@ def job_name() -> str | None:
     return None
 
 
+def is_restarted() -> bool:
+    """Whether SLURM or torchrun has started this very command before."""
+    return any(os.environ.get(name, "0") != "0" for name in RESTART_VARIABLES)
+
+
 def is_continued(run_dir: Path) -> bool:
-    """Whether the same command has run here before and was ended by its scheduler, not by itself."""
-    restarts = any(os.environ.get(name, "0") != "0" for name in RESTART_VARIABLES)
-    return restarts or any((run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"))
+    """Whether the same command has run here before and was ended by a signal, not by itself."""
+    return is_restarted() or any((run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"))

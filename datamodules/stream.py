@@ -277,9 +277,9 @@ def as_it_is(item: Any) -> Any:
 
 def ignore_signals(worker: int) -> None:
     """Runs at the start of each worker process."""
-    # A scheduler that signals a job reaches its workers too, and they have inherited the handlers of the training
+    # A scheduler that signals a job, or a terminal's Ctrl-C, reaches its workers too, and they have inherited the handlers of the training
     # process, which alone decides what to do, and which needs their batches until it has saved.
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # A worker that the training process itself ends must not stay.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))

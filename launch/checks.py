@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from causalrn.cli import CausalRNCLI, check_unused
+from causalrn.cli import CausalRNCLI
+from causalrn.resume import check_unused, flag_value, plan_start
 from datamodules.remote import join_url, open_url
 from datamodules.shards import MANIFEST, Manifest
 from launch.job import Job
@@ -17,6 +18,9 @@ class ConfigOnly(CausalRNCLI):
     """Reads and checks the arguments of causalrn.fit; builds nothing and touches no run folder."""
 
     def before_instantiate_classes(self) -> None:
+        if flag_value(self.arguments, "--resume"):
+            # Its own folder, unless the arguments name another one.
+            self.config["run_dir"] = str(plan_start(self.arguments, None).run_dir)
         self.resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
 
     def instantiate_classes(self) -> None:
@@ -35,7 +39,7 @@ def check(config: dict[str, Any], job: Job, run_dir: Path) -> list[str]:
         check_strategy(config["trainer"]),
         check_batch(config, job),
         check_shards(config["data"], job),
-        check_run_dir(run_dir),
+        check_run_dir(run_dir, continues=config["resume"] is not None),
     ]
 
 
@@ -113,8 +117,9 @@ def check_shards(data: dict[str, Any], job: Job) -> str:
     return "no shards"
 
 
-def check_run_dir(run_dir: Path) -> str:
-    check_unused(run_dir, None)
+def check_run_dir(run_dir: Path, continues: bool) -> str:
+    if not continues:
+        check_unused(run_dir)
     parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.is_dir())
     probe = parent / ".launch-probe"
     try:

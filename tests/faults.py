@@ -5,6 +5,7 @@ their exit codes as a line of JSON. Forked, so that what takes long, the imports
 """
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -41,10 +43,13 @@ HANGING = ("SIGSTOP", "sleep")
 
 
 class Fault(L.Callback):
-    """What $CAUSALRN_TEST_FAULT says: `kind` at `step` on `rank`, in `where` (train or validation)."""
+    """What $CAUSALRN_TEST_FAULT says: `kind` at `step` on `rank`, in `where` (setup, train, validation or closing validation)."""
 
     def __init__(self) -> None:
         self.fault: dict[str, Any] = json.loads(os.environ.get(FAULT, "{}"))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.strike(trainer, pl_module, "setup")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -59,8 +64,10 @@ class Fault(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx == 1 and trainer.state.fn == "fit":
-            self.strike(trainer, pl_module, "validation")
+        if batch_idx == 1:
+            self.strike(
+                trainer, pl_module, "validation" if trainer.state.fn == "fit" else "closing validation"
+            )
 
     def strike(self, trainer: L.Trainer, pl_module: L.LightningModule, where: str) -> None:
         step = self.fault.get("step")
@@ -80,6 +87,12 @@ class Fault(L.Callback):
             Path(trainer.default_root_dir, "waiting").touch()
             while not (signals.received() or Path(trainer.default_root_dir, "go").exists()):
                 time.sleep(POLL_SECONDS)
+        elif kind in ("SIGINT twice", "SIGINT thrice"):
+            for _ in range(1 + (kind == "SIGINT thrice")):
+                os.kill(os.getpid(), signal.SIGINT)
+            threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+            if kind == "SIGINT thrice":
+                wait_without_handlers()
         elif kind == "die in the next write":
             checkpoint_io.commit = trainer_module.commit = die_in_the_middle
         elif kind is not None:
@@ -92,6 +105,13 @@ def wait_for_checkpoint(folder: Path) -> None:
     """Returns once a checkpoint is on disk: it is written in the background, later than any step on a busy machine."""
     while not (folder / "last.ckpt").exists() or list(folder.glob("*.partial")):
         time.sleep(POLL_SECONDS)
+
+
+def wait_without_handlers() -> None:
+    """As a collective that never ends: in C, where no handler of Python's runs."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
 
 
 def die_in_the_middle(temporary: Path, path: Path) -> None:
@@ -203,6 +223,8 @@ def fork_rank(rank: int, entry: dict[str, Any], port: int, log: Path) -> int:
     }
     os.environ |= {name: str(value) for name, value in {**ranks, **meeting, **entry["environment"]}.items()}
     os.environ[FAULT] = json.dumps(entry["fault"])
+    # Whoever runs the tests may have started them with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
         run_command(lambda: fit.main([*entry["args"], "--trainer.devices", str(entry["ranks"])]))
@@ -232,7 +254,7 @@ def main() -> None:
             for pid, rank in pids.items():
                 if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
-            if any(code not in (0, 75) for code in codes.values()):
+            if any(code not in (0, 75, 130) for code in codes.values()):
                 deadline = deadline or time.monotonic() + grace_seconds
             if deadline and time.monotonic() > deadline:
                 for pid, rank in pids.items():

@@ -1,6 +1,7 @@
 """Lightning callbacks: progress, run folder, checkpoints, preemption, hangs, bad losses, samples, and what is measured."""
 
 from causalrn.callbacks.checkpoints import Checkpoints
+from causalrn.callbacks.configured_values import ConfiguredValues
 from causalrn.callbacks.diagnostics import Diagnostics
 from causalrn.callbacks.finite_loss import FiniteLoss
 from causalrn.callbacks.heartbeat import Heartbeat
@@ -14,6 +15,7 @@ from causalrn.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoints",
+    "ConfiguredValues",
     "Diagnostics",
     "FiniteLoss",
     "Heartbeat",

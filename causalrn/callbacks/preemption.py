@@ -1,4 +1,4 @@
-"""Answers a scheduler's signal at the next boundary of a step: checkpoint, back into the queue, exit."""
+"""Answers a scheduler's signal or Ctrl-C at the next boundary of a step: checkpoint, back into the queue, exit."""
 
 import signal
 from pathlib import Path
@@ -54,11 +54,14 @@ class Preemption(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.loaded = checkpoint.get("preemption", {})
-        if self.loaded.get("validation_is_due") and checkpoint["global_step"] == trainer.max_steps:
-            # The loop is done and will not even start: the closing validation follows, one logged step later.
-            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        if checkpoint["global_step"] == trainer.max_steps:
+            # The loop is done and will not even start: the closing validation follows, logged after the last step.
+            stepped = {"_batches_that_stepped": checkpoint["global_step"]}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"] |= stepped
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Until here there was nothing that a checkpoint could hold.
+        signals.save_at_interrupt(says=trainer.is_global_zero)
         loaded, self.loaded = self.loaded, {}
         if not loaded:
             return
@@ -135,9 +138,13 @@ class Preemption(L.Callback):
     def save_and_leave(self, trainer: L.Trainer) -> None:
         """Raises Preempted, with the checkpoint complete and the job in the queue where that is possible."""
         folder = Path(trainer.default_root_dir, "checkpoints")
-        # The closing validation changes nothing that a checkpoint holds.
+        path = folder / f"{PREEMPTED}step={trainer.global_step}.ckpt"
         if trainer.state.fn == "fit":
-            trainer.save_checkpoint(folder / f"{PREEMPTED}step={trainer.global_step}.ckpt")
+            trainer.save_checkpoint(path)
+        elif trainer.is_global_zero and (folder / "last.ckpt").exists():
+            # The closing validation changes nothing that a checkpoint holds, and the next start must find that it is due.
+            path.unlink(missing_ok=True)
+            path.symlink_to((folder / "last.ckpt").readlink())
         trainer.strategy.checkpoint_io.teardown()
         if trainer.training:
             # Lightning does so after this hook.
@@ -148,7 +155,8 @@ class Preemption(L.Callback):
         exit_code = 0
         if trainer.is_global_zero:
             requeued = signals.requeue(self.received)
-            exit_code = 0 if requeued else signals.EXIT_RESUME
+            interrupted = signal.SIGINT in self.received
+            exit_code = 0 if requeued else signals.EXIT_INTERRUPTED if interrupted else signals.EXIT_RESUME
             names = ", ".join(signal.Signals(number).name for number in sorted(self.received))
             then = "back in the queue" if requeued else f"exit code {exit_code}, start again to continue"
             print(f"{names}: saved at step {trainer.global_step}; {then}", flush=True)

@@ -1,0 +1,312 @@
+"""Where a run comes from: --resume, --init_from, and the same command started again."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from causalrn.checkpoint import (
+    PREFIX,
+    check_same_network,
+    newest_checkpoint,
+    progress,
+    read_checkpoint,
+    read_training,
+)
+from causalrn.models import LanguageModel
+from causalrn.sharded import is_sharded
+from causalrn.starts import is_continued, is_restarted, job_name
+
+# The first process of a run names the folder for the ranks that it starts.
+RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
+# Says which other run this one continues or got its weights from.
+ORIGIN = "origin.json"
+# Arguments of one start: a config that holds them would send the next start elsewhere.
+OF_A_START = ("resume", "init_from")
+CONFIG_FLAGS = ("--config", "-c")
+LONGEST_VALUE = 80
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins.
+
+    Args:
+        run_dir: its folder.
+        checkpoint: what it continues from, or None.
+        weights: the checkpoint whose weights it begins with, or None for fresh ones.
+        origin: what tells a later start of the same command that this folder is its own, or None.
+    """
+
+    run_dir: Path
+    checkpoint: Path | None = None
+    weights: Path | None = None
+    origin: dict[str, str] | None = None
+
+    def note_origin(self) -> None:
+        """Leaves in the run folder where the run comes from."""
+        if self.origin is not None:
+            path = self.run_dir / ORIGIN
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.origin, indent=2) + "\n")
+            temporary.replace(path)
+
+
+def plan_start(arguments: list[str], run_dir: str | None) -> Start:
+    """Decides how a run begins, without writing anything.
+
+    A command that is started again, by a scheduler or by hand, continues from the newest checkpoint of its own folder,
+    whatever it began with.
+
+    Args:
+        arguments: of the command line.
+        run_dir: what they and the configs say of it.
+
+    Raises:
+        FileNotFoundError: no checkpoint where one is named.
+        ValueError: the folder holds another run, or one that is further on than the checkpoint.
+    """
+    if target := flag_value(arguments, "--resume"):
+        return plan_resume(target, arguments)
+    folder = choose_run_dir(run_dir, arguments)
+    source = flag_value(arguments, "--init_from")
+    origin = origin_of("init_from", source) if source else None
+    again = is_restarted() or (is_continued(folder) and origin in (None, read_origin(folder)))
+    if again and (newest := newest_checkpoint(folder / "checkpoints")):
+        return Start(folder, newest)
+    if not again:
+        check_unused(folder)
+    return Start(folder, weights=find_checkpoint("--init_from", source) if source else None, origin=origin)
+
+
+def plan_resume(target: str, arguments: list[str]) -> Start:
+    home = run_folder_of(Path(target))
+    # A config's run_dir is that of the run that it was kept by.
+    run_dir = choose_run_dir(flag_value(arguments, "--run_dir") or (home and str(home)), arguments)
+    in_place = home is not None and run_dir.resolve() == home.resolve()
+    if in_place and is_run_folder(Path(target)):
+        return Start(run_dir, find_checkpoint("--resume", target))
+    origin = origin_of("resume", target)
+    again = is_restarted() or read_origin(run_dir) == origin
+    newest = newest_checkpoint(run_dir / "checkpoints")
+    if in_place:
+        checkpoint = find_checkpoint("--resume", target)
+        if newest is None or progress(newest) <= progress(checkpoint):
+            return Start(run_dir, checkpoint, origin=origin)
+        if again:
+            return Start(run_dir, newest)
+        raise ValueError(
+            f"--resume {target}: its run has gone on to step {progress(newest)[0]}; want --resume {run_dir} to "
+            "continue that, or another --run_dir to begin there at this checkpoint"
+        )
+    if again and newest is not None:
+        return Start(run_dir, newest)
+    if not again:
+        check_unused(run_dir)
+    return Start(run_dir, find_checkpoint("--resume", target), origin=origin)
+
+
+@contextmanager
+def with_base_config(arguments: list[str]) -> Iterator[list[str]]:
+    """The arguments; with --resume, the run's own config comes before everything else.
+
+    Raises:
+        FileNotFoundError: no checkpoint where one is named.
+        ValueError: --init_from is given too, or the checkpoint holds no config and has none beside it.
+    """
+    target = flag_value(arguments, "--resume")
+    if target is None:
+        yield arguments
+        return
+    if flag_value(arguments, "--init_from"):
+        raise ValueError(
+            "--resume and --init_from exclude each other: want --resume to continue a run, or --init_from to begin "
+            "a new one with its weights"
+        )
+    own = Path(flag_value(arguments, "--run_dir") or target)
+    # A later start of the same command needs no more than the run's own folder.
+    again = is_restarted() or read_origin(own) == origin_of("resume", target)
+    for folder in (own if again else None, run_folder_of(Path(target))):
+        if folder is not None and (path := folder / "config.yaml").is_file():
+            yield ["--config", str(path), *arguments]
+            return
+    config = read_training(find_checkpoint("--resume", target)).get("config")
+    if config is None:
+        if not flag_values(arguments, *CONFIG_FLAGS):
+            raise ValueError(
+                f"--resume {target}: the checkpoint holds no config, nor is one beside it; want --config"
+            )
+        yield arguments
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        kept = {key: value for key, value in config.items() if key not in ("run_dir", *OF_A_START)}
+        path.write_text(yaml.safe_dump(kept))
+        yield ["--config", str(path), *arguments]
+
+
+def flag_values(arguments: list[str], *flags: str) -> list[str]:
+    """What a command line gives a flag, which may go by several names."""
+    values = []
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument in flags and following is not None:
+            values.append(following)
+        name, equals, value = argument.partition("=")
+        if equals and name in flags:
+            values.append(value)
+    return values
+
+
+def flag_value(arguments: list[str], flag: str) -> str | None:
+    """The value that counts of those that a command line gives a flag: the last one."""
+    return next(reversed(flag_values(arguments, flag)), None)
+
+
+def find_checkpoint(flag: str, target: str) -> Path:
+    """The checkpoint that a flag names: itself, or the newest of a run folder."""
+    path = Path(target)
+    if path.is_file() or is_sharded(path):
+        return path
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest is None:
+        raise FileNotFoundError(
+            f"{flag} {target}: no checkpoint there; want a .ckpt or a run folder with checkpoints/"
+        )
+    return newest
+
+
+def is_run_folder(path: Path) -> bool:
+    return path.is_dir() and not is_sharded(path)
+
+
+def run_folder_of(target: Path) -> Path | None:
+    """The run folder that is named, or in which a named checkpoint lies; None for a checkpoint that lies elsewhere."""
+    if is_run_folder(target):
+        return target.absolute()
+    folder = target.absolute().parent
+    return (
+        folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").exists() else None
+    )
+
+
+def choose_run_dir(given: str | None, arguments: list[str]) -> Path:
+    """The folder of this run: the given one, or a new one that is named after the first config file."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" and (named := os.environ.get(RUN_DIR_VARIABLE)):
+        return Path(named)
+    if given:
+        return Path(given)
+    configs = [Path(path) for path in flag_values(arguments, *CONFIG_FLAGS)]
+    name = configs[0].with_suffix("").name if configs else "run"
+    parent = configs[0].parent.name if configs else ""
+    name = f"{parent}-{name}" if parent else name
+    return Path("runs") / name / (job_name() or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def check_unused(run_dir: Path) -> None:
+    """A new run never gets a folder that holds another one.
+
+    Raises:
+        ValueError: the folder holds a run already.
+    """
+    if (run_dir / "config.yaml").exists():
+        raise ValueError(
+            f"run_dir {run_dir} holds a run already; want an empty folder, or --resume {run_dir}"
+        )
+
+
+def origin_of(flag: str, target: str) -> dict[str, str]:
+    return {flag: str(Path(target).absolute())}
+
+
+def read_origin(run_dir: Path) -> dict[str, str] | None:
+    """What `Start.note_origin` left, or None."""
+    try:
+        return json.loads((run_dir / ORIGIN).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def check_continues(checkpoint: Path, network: LanguageModel, data: Any, config: dict[str, Any]) -> list[str]:
+    """Looks for what a checkpoint would not let take effect; every other setting that differs is a line to print.
+
+    Args:
+        checkpoint: what the run continues from.
+        network: of this run.
+        data: its DataModule.
+        config: the resolved config as plain data.
+
+    Raises:
+        ValueError: the network, the data, their order or the seed is another one, or the checkpoint holds weights alone.
+    """
+    content = read_training(checkpoint)
+    check_same_network(checkpoint, network)
+    before = content.get("config") or {}
+    changes = differences(before, config)
+    remedy = f"want --init_from {checkpoint} to begin a new run with its weights"
+    if before and (change := changes.get("seed_everything")):
+        raise ValueError(
+            f"seed_everything was {change[0]} and is {change[1]}: checkpoint {checkpoint} holds the state that the "
+            f"random numbers go on from; {remedy}"
+        )
+    name = type(data).__qualname__
+    known = (before.get("data") or {}).get("class_path", name).rpartition(".")[2]
+    if known != name:
+        raise ValueError(
+            f"checkpoint {checkpoint} was trained on {known}, and cannot continue on {name}; {remedy}"
+        )
+    check_data(data, content.get(name), remedy)
+    return [f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in changes.items()] if before else []
+
+
+def check_data(data: Any, state: dict[str, Any] | None, remedy: str) -> None:
+    """Raises the DataModule's own ValueError before anything is written, where its data are in reach by now."""
+    if state is None or not hasattr(data, "check_identity"):
+        return
+    try:
+        data.identity()
+    except (ValueError, OSError):
+        # Not downloaded or prepared yet: checked when the state is loaded.
+        return
+    try:
+        data.check_identity(state)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The old and the new value of each setting that differs, by dotted key."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **now}:
+        if not prefix and key in ("config", "run_dir", *OF_A_START):
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes |= differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes[prefix + key] = (old, new)
+    return changes
+
+
+def shown(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def load_weights(checkpoint: Path, network: LanguageModel) -> None:
+    """Gives a network the weights of a checkpoint; every rank does so before a strategy shards them.
+
+    Raises:
+        ValueError: the checkpoint is of another network, or broken.
+    """
+    check_same_network(checkpoint, network)
+    weights = read_checkpoint(checkpoint)["state_dict"]
+    network.load_state_dict(
+        {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+    )
