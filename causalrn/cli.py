@@ -1,9 +1,7 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
-import itertools
 import logging
 import os
-import re
 import sys
 import time
 import traceback
@@ -33,6 +31,7 @@ from causalrn.callbacks import (
     progress_bar,
 )
 from causalrn.checkpoint import newest_checkpoint
+from causalrn.config_errors import check_files, one_line
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.run_lock import RunLock
@@ -40,6 +39,7 @@ from causalrn.sharded import is_sharded
 from causalrn.starts import first_process, is_continued, job_name
 from causalrn.trackers import MLflowRun, WandbRun
 from causalrn.trainer import Trainer
+from causalrn.trainer_settings import make_profiler, warn_without_effect
 
 # The first process of a run names the folder for the ranks that it starts.
 RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
@@ -59,7 +59,7 @@ class CausalRNCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         arguments = resume_arguments(sys.argv[1:] if args is None else args)
-        check_syntax(arguments)
+        check_files(arguments)
         quiet_libraries()
         super().__init__(
             model_class=LanguageModelModule,
@@ -132,7 +132,10 @@ class CausalRNCLI(LightningCLI):
         for logger in kwargs["logger"]:
             if isinstance(logger, WandbRun | MLflowRun):
                 logger.use_run(self.run_dir, config)
+        if first_process():
+            warn_without_effect(self.config_init["trainer"])
         kwargs["default_root_dir"] = str(self.run_dir)
+        kwargs["profiler"] = make_profiler(self.config_init["trainer"]["profiler"], self.run_dir)
         callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         # A config's own callback of a kind takes the place of the default one.
@@ -178,16 +181,6 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             raise FileNotFoundError(f"--resume {target}: no {config}; want a run folder made by causalrn.fit")
         return ["--config", str(config), *arguments]
     return arguments
-
-
-def check_syntax(arguments: list[str]) -> None:
-    """Raises a ValueError that names the --config file which is no YAML: the parser's own report does not."""
-    for flag, path in itertools.pairwise(arguments):
-        if flag in ("-c", "--config") and Path(path).is_file():
-            try:
-                yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"config {path} is no YAML: {error}") from error
 
 
 def find_checkpoint(target: str) -> Path:
@@ -262,14 +255,6 @@ def one_line_errors() -> Iterator[None]:
             traceback.print_exc()
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def one_line(message: str) -> str:
-    """The message on one line; of a parser's report only the part that says what is wrong where."""
-    message = " ".join(message.split())
-    *_, message = message.rpartition("Errors: - ")
-    message, *_ = message.partition(" - Expected a ")
-    return re.sub(r"Problem with given class_path '([\w.]+\.)?(\w+)': ", r"\2: ", message)
 
 
 def run_command(main: Callable[[], None]) -> None:

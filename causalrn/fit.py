@@ -20,12 +20,14 @@ from causalrn.checkpoint import check_same_network
 from causalrn.cli import CausalRNCLI, run_command
 from causalrn.strategies import check_run
 from causalrn.tables import print_results
+from causalrn.trainer_settings import check_monitors
 
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     with signals.listening(), CausalRNCLI(args) as cli:
         check_run(cli.trainer, cli.datamodule, cli.checkpoint)
+        check_monitors(cli.trainer, cli.model)
         if cli.checkpoint is not None:
             check_same_network(cli.checkpoint, cli.model.network)
         try:
@@ -57,7 +59,9 @@ def finish(cli: CausalRNCLI, start: float) -> None:
         **({"baselines": baselines} if baselines else {}),
     }
     write_json(cli.run_dir / "results.json", record)
-    draw_curves(cli.run_dir)
+    # fast_dev_run logs nothing.
+    if (cli.run_dir / "metrics.csv").exists():
+        draw_curves(cli.run_dir)
     print_results(results, baselines)
     print(f"{cli.trainer.global_step} steps in {record['seconds']} s; everything is in {cli.run_dir}")
 
