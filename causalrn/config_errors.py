@@ -67,11 +67,14 @@ def one_line(message: str) -> str:
         for line in dict.fromkeys(lines)
         if line and not re.match(r"Parser key|Problem with|Does not val|Subtypes|Errors:|Given value", line)
     ]
+    wrong = [reason for reason in reasons if not reason.startswith("Expected a")]
+    if not keys and re.search(r"^\s*Errors:", message, re.MULTILINE) and wrong:
+        # What a constructor said, which names itself.
+        return wrong[0]
     if not keys or not reasons:
         return " ".join(message.split())
     # A key within a class is one of its arguments.
     key = ".init_args.".join(keys)
-    wrong = [reason for reason in reasons if not reason.startswith("Expected a")]
     if wrong:
         classes = re.findall(r"Problem with given class_path '(?:[\w.]+\.)?(\w+)'", message)
         return f"{key}: {classes[len(keys) - 1] + ': ' if len(classes) >= len(keys) else ''}{wrong[0]}"

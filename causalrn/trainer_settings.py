@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ProgressBar,
+)
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
@@ -32,6 +37,12 @@ RANGES = {
     "val_check_interval": "(0, inf)",
 }
 
+# What they set instead of the config, so that the run folder would tell of another run.
+BESIDE_THE_CONFIG = {
+    BatchSizeFinder: "data.init_args.batch_size",
+    GradientAccumulationScheduler: "trainer.accumulate_grad_batches",
+    LearningRateFinder: "model.init_args.learning_rate",
+}
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
@@ -67,6 +78,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             "trainer.barebones true is not offered: it turns off the loggers and checkpoints that a run folder is made "
             "of; python -m causalrn.bench overhead measures the Trainer"
         )
+    for callback in as_list(settings.get("callbacks")):
+        for kind, key in BESIDE_THE_CONFIG.items():
+            if isinstance(callback, kind):
+                raise ValueError(
+                    f"trainer.callbacks {kind.__name__} is not offered: it changes {key} behind the config; set it there"
+                )
     for plugin in as_list(settings.get("plugins")):
         if isinstance(plugin, CheckpointIO):
             raise ValueError(

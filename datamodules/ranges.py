@@ -1,6 +1,5 @@
 """Ranges of settings: one line that names what lies outside of its interval, what it is, and what is wanted."""
 
-import argparse
 from collections.abc import Sequence
 
 Number = int | float
@@ -24,8 +23,8 @@ def check_range(owner: object, interval: str, **values: Number | Sequence[Number
             raise ValueError(f"{prefix}{name} must be {in_words(interval)}: got {value}")
 
 
-def check_options(options: argparse.Namespace, interval: str, *names: str) -> None:
-    """Holds parsed options of a command against an interval, and names one as it was typed."""
+def check_options(options: object, interval: str, *names: str) -> None:
+    """Holds attributes against an interval, and names one as the option of a command that it is."""
     check_range(None, interval, **{f"--{name.replace('_', '-')}": getattr(options, name) for name in names})
 
 
