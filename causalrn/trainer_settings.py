@@ -103,7 +103,7 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments["val_check_interval"] = interval * settings.get("accumulate_grad_batches", 1)
     callbacks = as_list(settings.get("callbacks"))
     if settings.get("enable_checkpointing") is False:
-        # One that a config names contradicts it, which Lightning says.
+        # Another one that a config names contradicts the setting, which Lightning says.
         callbacks = [callback for callback in callbacks if type(callback) is not Checkpoints]
     if settings.get("enable_progress_bar") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]

@@ -25,6 +25,15 @@ class WholeSteps(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.align(trainer)
+        per_step, progress = trainer.accumulate_grad_batches, trainer.fit_loop.epoch_loop.batch_progress
+        begun = progress.current.processed % per_step  # pyright: ignore[reportAttributeAccessIssue]
+        # A run may go on with another number of batches per step, or have been stopped by the clock within one.
+        if begun and not progress.is_last_batch and trainer.is_global_zero:
+            print(
+                f"warning: this run continues within a step: its first one has {per_step - begun} batches in place of "
+                f"{per_step}",
+                file=sys.stderr,
+            )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The epoch's loader may be a new one.
