@@ -102,7 +102,7 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(interval, int):
         arguments["val_check_interval"] = interval * settings.get("accumulate_grad_batches", 1)
     callbacks = as_list(settings.get("callbacks"))
-    if settings.get("enable_checkpointing") is False:
+    if settings.get("enable_checkpointing") is False or settings.get("fast_dev_run"):
         # Another one that a config names contradicts the setting, which Lightning says.
         callbacks = [callback for callback in callbacks if type(callback) is not Checkpoints]
     if settings.get("enable_progress_bar") is False:

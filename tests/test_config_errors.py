@@ -7,8 +7,10 @@ import yaml
 
 from causalrn import fit
 from causalrn.config_errors import one_line
+from datamodules.text import TextDataModule
 from tests.test_fit import CONFIG, error_of
 
+ROOT = Path(__file__).parents[1]
 MIXER = "model.init_args.network.init_args.mixer"
 
 
@@ -113,3 +115,18 @@ def test_the_choices_of_a_setting_are_listed(
 
 def test_other_messages_stay_as_they_are() -> None:
     assert one_line("first\n  second") == "first second"
+
+
+@pytest.mark.slow
+def test_a_sample_that_is_too_long_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Which tells of its progress.
+    TextDataModule("shards/state_of_the_union", corpus="state_of_the_union").prepare_data()
+    capsys.readouterr()
+    config = ["--config", str(ROOT / "configs/text/quickstart.yaml"), "--trainer.accelerator", "cpu"]
+    args = [*config, "--run_dir", "run", "--trainer.callbacks.n_tokens", "62"]
+    line = error_of(fit.main, args, capsys)
+    assert "prompt and new tokens need 65 positions; the model has max_length=64" in line
+    assert not Path("run/checkpoints").exists()
