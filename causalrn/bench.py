@@ -23,6 +23,8 @@ from causalrn import (
 from causalrn.allocator import keep_freed_memory
 from causalrn.bench_targets import print_targets
 from causalrn.benchmarking import Lines, describe_machine, file_record, plot_panels
+from causalrn.cli import run_command
+from causalrn.ranges import check_options
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
 
@@ -106,8 +108,13 @@ BENCHMARKS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a benchmark and prints its record as one JSON line last."""
+    """Runs a benchmark and prints its record as one JSON line last.
+
+    Raises:
+        ValueError: a number that nothing can be timed at.
+    """
     options = parse(arguments)
+    check_options(options, "(0, inf)", *(name for name, value in vars(options).items() if is_count(value)))
     if options.threads:
         torch.set_num_threads(options.threads)
     benchmark = BENCHMARKS[options.benchmark]
@@ -127,6 +134,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps(record))
 
 
+def is_count(value: Any) -> bool:
+    """Whether an option is a number, or several: how many, how long or how large, never none."""
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m causalrn.bench", description=__doc__)
     parsers = parser.add_subparsers(dest="benchmark", required=True)
@@ -143,4 +156,4 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 if __name__ == "__main__":
     # As causalrn.fit does, for every contender alike.
     keep_freed_memory()
-    main()
+    run_command(main)

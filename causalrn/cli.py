@@ -1,15 +1,12 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
-import itertools
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
@@ -33,6 +30,7 @@ from causalrn.callbacks import (
     Throughput,
     progress_bar,
 )
+from causalrn.config_errors import check_files, one_line
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.resume import OF_A_START, RUN_DIR_VARIABLE, flag_value, plan_start, with_base_config
@@ -41,6 +39,7 @@ from causalrn.signals import EXIT_INTERRUPTED
 from causalrn.starts import first_process
 from causalrn.trackers import MLflowRun, WandbRun
 from causalrn.trainer import Trainer
+from causalrn.trainer_settings import make_profiler, warn_without_effect
 
 USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
 
@@ -75,7 +74,7 @@ class CausalRNCLI(LightningCLI):
         self.arguments = sys.argv[1:] if args is None else args
         quiet_libraries()
         with with_base_config(self.arguments) as arguments:
-            check_syntax(arguments)
+            check_files(arguments)
             super().__init__(
                 model_class=LanguageModelModule,
                 subclass_mode_model=True,
@@ -160,7 +159,10 @@ class CausalRNCLI(LightningCLI):
         for logger in kwargs["logger"]:
             if isinstance(logger, WandbRun | MLflowRun):
                 logger.use_run(self.run_dir, self.resolved)
+        if first_process():
+            warn_without_effect(self.config_init["trainer"])
         kwargs["default_root_dir"] = str(self.run_dir.absolute())
+        kwargs["profiler"] = make_profiler(self.config_init["trainer"]["profiler"], self.run_dir)
         callbacks = self.config_init["trainer"]["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         # A config's own callback of a kind takes the place of the default one.
@@ -193,16 +195,6 @@ class CausalRNCLI(LightningCLI):
         return trainer
 
 
-def check_syntax(arguments: list[str]) -> None:
-    """Raises a ValueError that names the --config file which is no YAML: the parser's own report does not."""
-    for flag, path in itertools.pairwise(arguments):
-        if flag in ("-c", "--config") and Path(path).is_file():
-            try:
-                yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"config {path} is no YAML: {error}") from error
-
-
 def quiet_libraries() -> None:
     """Leaves the terminal to the run's own lines."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -233,14 +225,6 @@ def one_line_errors() -> Iterator[None]:
             traceback.print_exc()
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def one_line(message: str) -> str:
-    """The message on one line; of a parser's report only the part that says what is wrong where."""
-    message = " ".join(message.split())
-    *_, message = message.rpartition("Errors: - ")
-    message, *_ = message.partition(" - Expected a ")
-    return re.sub(r"Problem with given class_path '([\w.]+\.)?(\w+)': ", r"\2: ", message)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from causalrn.memory import available_bytes, format_bytes
 from causalrn.models import LanguageModel
 from causalrn.models.language_model import DecodingState
 from causalrn.models.state import join_rows, select_rows
+from causalrn.ranges import check_range
 
 # Positions of one parallel pass: more would only cost memory.
 PREFILL_POSITIONS = 4096
@@ -34,14 +35,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more: got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be 1 or more: got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1: got {self.top_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty must be above 0: got {self.repetition_penalty}")
+        check_range(None, "[0, inf)", temperature=self.temperature)
+        check_range(None, "[1, inf)", top_k=self.top_k)
+        check_range(None, "(0, 1]", top_p=self.top_p)
+        check_range(None, "(0, inf)", repetition_penalty=self.repetition_penalty)
 
 
 def stream(
@@ -78,8 +75,7 @@ def stream(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     rows = list(prompts)
     check_prompts(rows, network)
-    if samples < 1:
-        raise ValueError(f"samples must be 1 or more: got {samples}")
+    check_range(None, "[1, inf)", samples=samples)
     longest = max(len(row) for row in rows)
     count = count_new_tokens(network, longest, max_new_tokens)
     # The last token is not read by the model any more.
@@ -142,8 +138,7 @@ def count_new_tokens(network: LanguageModel, prompt_length: int, max_new_tokens:
         ValueError: the model has too few positions for the prompt or for all the tokens wanted.
     """
     limit = network.max_length
-    if max_new_tokens is not None and max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more: got {max_new_tokens}")
+    check_range(None, "[0, inf)", max_new_tokens=max_new_tokens)
     if limit is None:
         if max_new_tokens is None:
             raise ValueError("the model's positions have no end; want a number of new tokens")

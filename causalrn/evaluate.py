@@ -21,11 +21,15 @@ from causalrn.extras import optional_module
 from causalrn.length_ladder import Bounds, climb, is_text
 from causalrn.length_report import draw_ladder, table_rows, write_table
 from causalrn.lit_module import CopyModule, LanguageModelModule, TextModule
+from causalrn.ranges import check_options
 from causalrn.tables import print_results
 
 
 def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
+    check_options(options, "[1, inf)", "val_samples", "tokens_per_batch", "limit", "batch_size")
+    check_options(options, "[0, inf)", "num_fewshot")
+    check_options(options, "(0, inf]", "max_seconds")
     quiet_libraries()
     checkpoint = read_checkpoint(options.checkpoint)
     output = options.output or default_output(options.checkpoint)

@@ -22,12 +22,14 @@ from causalrn.resume import check_continues, load_weights
 from causalrn.starts import first_process
 from causalrn.strategies import check_run
 from causalrn.tables import print_results
+from causalrn.trainer_settings import check_monitors
 
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     with signals.listening(), CausalRNCLI(args) as cli:
         check_run(cli.trainer, cli.datamodule, cli.checkpoint)
+        check_monitors(cli.trainer, cli.model)
         begin(cli)
         try:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
@@ -76,7 +78,9 @@ def finish(cli: CausalRNCLI, start: float) -> None:
         **({"baselines": baselines} if baselines else {}),
     }
     write_json(cli.run_dir / "results.json", record)
-    draw_curves(cli.run_dir)
+    # fast_dev_run logs nothing.
+    if (cli.run_dir / "metrics.csv").exists():
+        draw_curves(cli.run_dir)
     for link in (cli.run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"):
         # Marks a closing validation that was cut short.
         if link.is_symlink():

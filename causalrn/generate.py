@@ -16,6 +16,7 @@ from causalrn.decoding import stream
 from causalrn.memory import format_bytes
 from causalrn.models import LanguageModel
 from causalrn.models.stored import store_weights
+from causalrn.ranges import check_options
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,6 +24,11 @@ POOL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 
 def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
+    # Here for the names as they were typed, before anything is read; `Sampling` holds them for everybody.
+    check_options(options, "[0, inf)", "max_tokens", "temperature")
+    check_options(options, "[1, inf)", "top_k", "samples")
+    check_options(options, "(0, 1]", "top_p")
+    check_options(options, "(0, inf)", "repetition_penalty")
     quiet_libraries()
     # A terminal that is not set to UTF-8 would stop at the first other character.
     for output in (sys.stdout, sys.stderr):

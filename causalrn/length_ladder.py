@@ -23,6 +23,7 @@ from causalrn.metrics import (
     PositionLoss,
 )
 from causalrn.ops.sequence_parallel import active_split, sequence_part, whole_sequence
+from causalrn.ranges import check_range
 
 
 class LengthData(Protocol):
@@ -53,11 +54,9 @@ class Bounds:
     max_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "tokens_per_batch", "rows_per_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be above 0, got {self.max_seconds}")
+        counts = {name: getattr(self, name) for name in ("samples", "tokens_per_batch", "rows_per_batch")}
+        check_range(None, "[1, inf)", **counts)
+        check_range(None, "(0, inf]", max_seconds=self.max_seconds)
 
 
 @dataclass(frozen=True)

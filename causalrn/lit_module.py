@@ -24,6 +24,7 @@ from causalrn.metrics import (
 )
 from causalrn.models import LanguageModel, describe
 from causalrn.ops.sequence_parallel import mean_over_sequence, sequence_part, whole_sequence
+from causalrn.ranges import check_range
 
 
 class LanguageModelModule(L.LightningModule, ABC):
@@ -44,7 +45,7 @@ class LanguageModelModule(L.LightningModule, ABC):
         decay_start: share of all steps after which it begins, never within the warm-up.
 
     Raises:
-        ValueError: a decay_start outside 0 to 1.
+        ValueError: a setting out of its range, or a final_learning_rate without a peak to come down from.
     """
 
     def __init__(
@@ -59,16 +60,24 @@ class LanguageModelModule(L.LightningModule, ABC):
         decay_start: float = 0.0,
     ) -> None:
         super().__init__()
+        # The schedule is made of shares of the peak.
+        check_range(
+            self, "[0, inf)" if final_learning_rate is None else "(0, inf)", learning_rate=learning_rate
+        )
+        check_range(
+            self,
+            "[0, inf)",
+            warmup_steps=warmup_steps,
+            final_learning_rate=final_learning_rate,
+            weight_decay=weight_decay,
+        )
+        check_range(self, "[0, 1)", betas=betas, decay_start=decay_start)
         self.network = network
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.final_learning_rate = final_learning_rate
         self.weight_decay = weight_decay
         self.betas = betas
-        if not 0 <= decay_start < 1:
-            raise ValueError(
-                f"decay_start is a share of all steps, at least 0 and below 1: got {decay_start}"
-            )
         self.decay: Literal["cosine", "linear"] = decay
         self.decay_start = decay_start
         self.description: dict[str, Any] | None = None

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from tensorboard.compat.proto import event_pb2
 
+from causalrn.ranges import check_range
+
 
 class MetricsCSV(Logger):
     """Writes `metrics.csv`: one row per step, one column per metric.
@@ -25,6 +27,7 @@ class MetricsCSV(Logger):
 
     def __init__(self, save_dir: str, flush_every_n_rows: int = 20) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", flush_every_n_rows=flush_every_n_rows)
         self.path = Path(save_dir) / "metrics.csv"
         self.flush_every_n_rows = flush_every_n_rows
         self.columns: list[str] = []

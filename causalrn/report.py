@@ -14,6 +14,7 @@ from causalrn.codec import Codec, codec_of
 from causalrn.decoding import check_prompts, generate
 from causalrn.models import LanguageModel
 from causalrn.pairs import describe_row, draw_pairs, pair_norms
+from causalrn.ranges import check_options
 
 VERBS = ("pairs", "diagnostics", "results")
 
@@ -73,6 +74,7 @@ def report_pairs(options: argparse.Namespace) -> None:
     Raises:
         ValueError: no such layer, head or position, another kind of mixer, or a prompt that the model cannot read.
     """
+    check_options(options, "[0, inf)", "max_tokens", "head")
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
     codec = codec_of(checkpoint, network)

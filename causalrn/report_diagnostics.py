@@ -15,6 +15,7 @@ from causalrn.callbacks.run_folder import write_json
 from causalrn.checkpoint import network_from, read_checkpoint
 from causalrn.diagnostics import Pairs, probe, trained_positions
 from causalrn.evaluate import data_config, make_data, parse_lengths
+from causalrn.ranges import check_options
 
 # Beside these the JSON file has every quantile.
 COLUMNS = {
@@ -48,9 +49,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a number below 1, another kind of mixer, sequences longer than the model takes, or no data.
     """
-    for name in ("sequences", "positions"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1: got {getattr(options, name)}")
+    check_options(options, "[1, inf)", "sequences", "positions")
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
     sets = {}

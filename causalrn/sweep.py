@@ -14,6 +14,7 @@ from rich.table import Table
 from causalrn import fit
 from causalrn.allocator import keep_freed_memory
 from causalrn.cli import quiet_libraries, run_command
+from causalrn.ranges import check_options
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
 from causalrn.sweeps.local import LocalRunner
@@ -27,8 +28,7 @@ from causalrn.sweeps.view import duration, progress_view
 def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
     quiet_libraries()
-    if options.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1: got {options.jobs}")
+    check_options(options, "[1, inf)", "jobs")
     sweep = read_sweep(options.config, options.output)
     folder = SweepFolder(sweep.output)
     if options.point is not None:

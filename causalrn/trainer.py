@@ -1,4 +1,4 @@
-"""Lightning's Trainer with checkpoints that are complete or absent, and without work inside signal handlers."""
+"""Lightning's Trainer with whole steps, checkpoints that are complete or absent, and no work inside signal handlers."""
 
 import shutil
 from pathlib import Path
@@ -9,16 +9,33 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from causalrn.checkpoint import commit, partial_name
 from causalrn.checkpoint_io import BackgroundCheckpointIO
+from causalrn.trainer_settings import arguments_of, check_settings
 
 # Their ranks write one folder together, at once; their own code decides how.
 WRITE_FOLDERS = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class Trainer(L.Trainer):
-    """Saves single files in the background and folders under another name first; leaves signals to `Preemption`."""
+    """Saves single files in the background and folders under another name first; leaves signals to `Preemption`.
+
+    The arguments are Lightning's, with one difference: an int `val_check_interval` counts optimizer steps, not batches.
+
+    Raises:
+        ValueError: a setting that makes no sense or that a run cannot do.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        check_settings(settings)
+        # In place: the parser of configs finds Lightning's arguments where these are passed on under their own name.
+        settings.update(arguments_of(settings))
+        try:
+            super().__init__(**settings)
+        except (TypeError, ImportError) as error:
+            # What Lightning raises for settings of the wrong type, and for packages that they need.
+            raise ValueError(f"trainer: {error}") from error
 
     def harden(self) -> None:
-        """Called once, after construction, whose arguments stay Lightning's."""
+        """Called once, after construction."""
         if not isinstance(self.strategy, WRITE_FOLDERS):
             self.strategy.checkpoint_io = BackgroundCheckpointIO()
         # Lightning's handler of SIGTERM runs a collective inside the handler, which can meet another one.

@@ -1,5 +1,6 @@
 """What every DataModule of this package shares: ranks, loaders and the state that survives a change of machines."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.loops.progress import _ProcessedTracker
 
+from datamodules.ranges import check_range
 from datamodules.stream import FixedLoader, Position, Rank, Rows, Samples, StreamLoader
 
 
@@ -23,8 +25,8 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_range(self, "[1, inf)", batch_size=batch_size)
+        check_range(self, "[0, inf)", num_workers=num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.position = Position()
@@ -94,11 +96,20 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
             self.train_samples(),
             self.position,
             batch_size=self.batch_size,
-            batches_per_epoch=self.batches_per_epoch(),
+            batches_per_epoch=self.batches_per_pass(),
             rank=self._rank(),
             num_workers=self.num_workers,
             on_rows=self.on_rows,
         )
+
+    def batches_per_pass(self) -> int:
+        """Batches of an epoch, and the few more that end its last step.
+
+        The Trainer takes a step at the end of an epoch with whatever it has accumulated, a fifth of a step where five
+        batches make one and a small corpus has one. The stream itself goes on.
+        """
+        per_step = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return math.ceil(self.batches_per_epoch() / per_step) * per_step
 
     def val_dataloader(self) -> list[FixedLoader]:
         return self._fixed_loaders("val")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.ranges import check_range
 from datamodules.shard_writer import TarWriter, npy_header
 from datamodules.shards import MANIFEST, ShardError, write_atomically
 from datamodules.strings import FIRST_LETTER, evaluation_rows, evaluation_sha256
@@ -22,7 +23,9 @@ def prepare_copy(output: str | Path, *, lengths: list[int], samples: int, vocab_
 
     Raises:
         ShardError: if `output` holds something else already.
+        ValueError: a vocabulary without letters.
     """
+    check_range(None, f"[{FIRST_LETTER + 1}, inf)", vocab_size=vocab_size)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):

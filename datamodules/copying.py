@@ -3,6 +3,7 @@
 import numpy as np
 
 from datamodules.order import Int64Array, derive_key, random_integers, random_subset
+from datamodules.ranges import check_range
 from datamodules.strings import FIRST_LETTER, Rows, copy_rows, counters, random_strings
 from datamodules.task import StringTask, Task
 from datamodules.tasks import TaskDataModule
@@ -50,10 +51,8 @@ class RepetitiveCopy(Copy):
 
     def __init__(self, alphabet_size: int = 26, fewest_letters: int = 4, longest_ending: int = 6) -> None:
         super().__init__(alphabet_size)
-        if not 1 <= fewest_letters <= alphabet_size:
-            raise ValueError(f"fewest_letters must be in [1, {alphabet_size}], got {fewest_letters}")
-        if longest_ending < 0:
-            raise ValueError(f"longest_ending must be 0 or more, got {longest_ending}")
+        check_range(self, f"[1, {alphabet_size}]", fewest_letters=fewest_letters)
+        check_range(self, "[0, inf)", longest_ending=longest_ending)
         self.fewest_letters = fewest_letters
         self.longest_ending = longest_ending
 

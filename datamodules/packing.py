@@ -12,6 +12,7 @@ import numpy as np
 
 from datamodules.documents import Document, Span, read_documents
 from datamodules.errors import DocumentError
+from datamodules.ranges import check_range
 from datamodules.shard_writer import ShardWriter
 from datamodules.shards import MEMBER_TOKENS, Shard, write_atomically
 from datamodules.tokenizers import Tokens, from_description, token_dtype
@@ -46,6 +47,15 @@ class PackSettings:
     check_documents: bool = True
     end_documents: bool = True
     shard_tokens: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError for shares that leave nothing to train on, or shards without a token."""
+        check_range(None, "[0, 1)", val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction and test_fraction must be below 1 together: got {self.val_fraction} and {self.test_fraction}"
+            )
+        check_range(None, "[1, inf)", shard_tokens=self.shard_tokens)
 
 
 @dataclass

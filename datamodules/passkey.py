@@ -3,6 +3,7 @@
 import numpy as np
 
 from datamodules.order import Int64Array, derive_key, random_integers
+from datamodules.ranges import check_range
 from datamodules.strings import BOS, Rows, answer_rows, counters, framed
 from datamodules.task import Task, check_at_least
 
@@ -36,8 +37,7 @@ class Passkey(Task):
     name = "passkey"
 
     def __init__(self, digits: int = 5) -> None:
-        if digits < 1:
-            raise ValueError(f"digits must be at least 1, got {digits}")
+        check_range(self, "[1, inf)", digits=digits)
         self.digits = digits
 
     @property

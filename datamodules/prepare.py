@@ -12,6 +12,7 @@ from datamodules.packing import SPLITS, PackSettings
 from datamodules.planning import Plan, plan_files, plan_texts
 from datamodules.preparation import prepare
 from datamodules.presets import NAMES, plan_preset
+from datamodules.ranges import check_options
 from datamodules.shards import Manifest
 from datamodules.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -99,7 +100,11 @@ def _tokenizer(name: str, vocab_size: int, plan: Plan) -> Tokenizer:
         return BpeTokenizer.train(_limited(plan), vocab_size)
     if not Path(name).is_file():
         raise ValueError(f"no tokenizer {name}: wanted bytes, chars, bpe or a tokenizer.json")
-    return BpeTokenizer(Path(name).read_text(encoding="utf-8"))
+    try:
+        return BpeTokenizer(Path(name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        # Not UTF-8 is one too.
+        raise ValueError(f"--tokenizer {name}: {error}") from error
 
 
 def _limited(plan: Plan) -> Iterator[str]:
@@ -129,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], str] = options.run
     try:
+        counts = [name for name in ("workers", "samples", "lengths", "vocab_size") if name in options]
+        check_options(options, "[1, inf)", *counts)
         print(run(options))
     except (ValueError, OSError) as error:
         print(f"prepare: error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from datamodules.order import (
     random_uniform,
     smallest,
 )
+from datamodules.ranges import check_range
 from datamodules.strings import (
     BOS,
     FIRST_LETTER,
@@ -59,10 +60,8 @@ class AssociativeRecall(Task):
 
     def __init__(self, vocab_size: int = 8192, pairs: int | None = None, random_filler: bool = True) -> None:
         # Values must not be the token that ends answers in other tasks.
-        if vocab_size < 8:
-            raise ValueError(f"vocab_size must be at least 8, got {vocab_size}")
-        if pairs is not None and pairs < 1:
-            raise ValueError(f"pairs must be at least 1, got {pairs}")
+        check_range(self, "[8, inf)", vocab_size=vocab_size)
+        check_range(self, "[1, inf)", pairs=pairs)
         self._vocab_size = vocab_size
         self.pairs = pairs
         self.random_filler = random_filler
@@ -204,8 +203,7 @@ class SelectiveCopying(StringTask):
 
     def __init__(self, letters: int = 16, alphabet_size: int = 16) -> None:
         super().__init__(alphabet_size)
-        if letters < 1:
-            raise ValueError(f"letters must be at least 1, got {letters}")
+        check_range(self, "[1, inf)", letters=letters)
         self.letters = letters
 
     @property

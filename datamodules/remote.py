@@ -226,7 +226,7 @@ class RemoteTextDataModule(TextDataModule):
         cache = Path(self.shards_dir) if self.keep_train_shards else None
         blocks = RemoteBlocks(self.shards_url, self.manifest, self.context_length, rank, key, cache)
         return RemoteLoader(
-            blocks, self.batch_size // rank.world_size, self.batches_per_epoch(), self.num_workers
+            blocks, self.batch_size // rank.world_size, self.batches_per_pass(), self.num_workers
         )
 
     def baselines(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.order import Int64Array, derive_key, random_subset, random_uniform
+from datamodules.ranges import check_range
 from datamodules.strings import BOS, SEP, Rows, answer_rows, copy_rows, counters, framed, random_strings
 from datamodules.task import StringTask, check_at_least
 
@@ -56,8 +57,7 @@ class DuplicatedNgrams(StringTask):
 
     def __init__(self, n_gram: int = 4, alphabet_size: int = 26) -> None:
         super().__init__(alphabet_size)
-        if n_gram < 1:
-            raise ValueError(f"n_gram must be at least 1, got {n_gram}")
+        check_range(self, "[1, inf)", n_gram=n_gram)
         self.n_gram = n_gram
 
     def settings(self) -> dict[str, int]:
@@ -103,10 +103,7 @@ class NgramLookup(StringTask):
 
     def __init__(self, n_gram: int = 3, answer_length: int = 8, alphabet_size: int = 26) -> None:
         super().__init__(alphabet_size)
-        if n_gram < 1 or answer_length < 1:
-            raise ValueError(
-                f"n_gram and answer_length must be at least 1, got n_gram={n_gram}, answer_length={answer_length}"
-            )
+        check_range(self, "[1, inf)", n_gram=n_gram, answer_length=answer_length)
         if alphabet_size**n_gram > 1 << 62:
             raise ValueError(
                 f"alphabet_size ** n_gram must be at most 2**62, got alphabet_size={alphabet_size}, n_gram={n_gram}"

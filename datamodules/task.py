@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from datamodules.order import Int64Array, derive_key
+from datamodules.ranges import check_range
 from datamodules.strings import FIRST_LETTER, MAX_LENGTH, Rows
 
 
@@ -66,8 +67,7 @@ class StringTask(Task):
     """
 
     def __init__(self, alphabet_size: int = 26) -> None:
-        if alphabet_size < 1:
-            raise ValueError(f"alphabet_size must be at least 1, got {alphabet_size}")
+        check_range(self, "[1, inf)", alphabet_size=alphabet_size)
         self.alphabet_size = alphabet_size
 
     @property

@@ -7,6 +7,7 @@ import numpy as np
 
 from datamodules.base import StreamDataModule
 from datamodules.order import Int64Array, derive_key, random_integers
+from datamodules.ranges import check_range
 from datamodules.stream import Batch, Rows, Samples, widen
 from datamodules.strings import EOS, IGNORE_INDEX
 from datamodules.task import Task
@@ -97,9 +98,7 @@ class SyntheticDataModule(StreamDataModule):
         super().__init__(batch_size, num_workers)
         for variant, length in (*train, *val.values()):
             variant.check_length(length)
-        for name, count in (("val_samples", val_samples), ("batches_per_epoch", batches_per_epoch)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        check_range(self, "[1, inf)", val_samples=val_samples, batches_per_epoch=batches_per_epoch)
         self.task = task
         self.train_settings = train
         self.val_settings = val

@@ -16,6 +16,7 @@ from datamodules.callbacks import SkippedSamples
 from datamodules.order import Int64Array, shuffled
 from datamodules.preparation import prepare
 from datamodules.presets import plan_preset
+from datamodules.ranges import check_range
 from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader
 from datamodules.stream import Batch, Rows, Samples, widen
 from datamodules.strings import IGNORE_INDEX
@@ -102,8 +103,7 @@ class TextDataModule(StreamDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters(logger=False)
-        if context_length < 1:
-            raise ValueError(f"context_length must be at least 1, got {context_length}")
+        check_range(self, "[1, inf)", context_length=context_length, vocab_size=vocab_size)
         self.shards_dir = shards_dir
         self.context_length = context_length
         self.seed = seed
@@ -125,7 +125,10 @@ class TextDataModule(StreamDataModule):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return from_description(self.manifest.tokenizer)
+        try:
+            return from_description(self.manifest.tokenizer)
+        except ValueError as error:
+            raise ShardError(f"{self.shards_dir}/{MANIFEST}: {error}") from error
 
     @functools.cached_property
     def token_bytes(self) -> torch.Tensor:

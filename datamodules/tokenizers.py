@@ -127,7 +127,7 @@ class BpeTokenizer:
     """A tokenizer.json of the Hugging Face `tokenizers` library, kept as its text.
 
     Raises:
-        ValueError: if the vocabulary has no token that ends a document.
+        ValueError: the text is none of a tokenizer, or the vocabulary has no token that ends a document.
     """
 
     # In the order of preference; ours is the first.
@@ -135,7 +135,12 @@ class BpeTokenizer:
 
     def __init__(self, json_text: str) -> None:
         self._json_text = json_text
-        self._tokenizer = optional_module("tokenizers", "a BPE tokenizer").Tokenizer.from_str(json_text)
+        library = optional_module("tokenizers", "a BPE tokenizer")
+        try:
+            self._tokenizer = library.Tokenizer.from_str(json_text)
+        except Exception as error:
+            # The library raises nothing more specific.
+            raise ValueError(f"no tokenizer of the library `tokenizers`: {error}") from error
         # A document that spells the end token must not end there.
         self._tokenizer.encode_special_tokens = True
         ids = [self._tokenizer.token_to_id(token) for token in self.END_TOKENS]

@@ -9,6 +9,7 @@ import yaml
 
 from causalrn.cli import CausalRNCLI
 from causalrn.resume import check_unused, flag_value, plan_start
+from causalrn.sweeps.points import plan_point
 from datamodules.remote import join_url, open_url
 from datamodules.shards import MANIFEST, Manifest
 from launch.job import Job
@@ -28,8 +29,14 @@ class ConfigOnly(CausalRNCLI):
 
 
 def read_config(arguments: list[str]) -> dict[str, Any]:
-    """The resolved config of a causalrn.fit command, as its run folder will hold it."""
-    return ConfigOnly(arguments).resolved
+    """The resolved config of a causalrn.fit command, as its run folder will hold it.
+
+    Raises:
+        ValueError: the Trainer, the model or the data would refuse their settings.
+    """
+    parsed = ConfigOnly(arguments)
+    plan_point(parsed.config, parsed.parser.instantiate_classes)
+    return parsed.resolved
 
 
 def check(config: dict[str, Any], job: Job, run_dir: Path) -> list[str]:

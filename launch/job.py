@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from causalrn.ranges import check_options
+
 SCRIPT = Path(__file__).with_name("fit.sbatch")
 # Each task of an array has a folder of its own.
 ARRAY_INDEX = "%a"
@@ -28,9 +30,11 @@ class Job:
     array: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "tasks_per_node"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1: got {getattr(self, name)}")
+        for interval, *names in (
+            ("[1, inf)", "nodes", "tasks_per_node", "array"),
+            ("[0, inf)", "gpus_per_node"),
+        ):
+            check_options(self, interval, *names)
         if self.gpus_per_node and self.gpus_per_node != self.tasks_per_node:
             raise ValueError(
                 f"every task drives one GPU: got {self.tasks_per_node} tasks and {self.gpus_per_node} GPUs per node"
@@ -38,8 +42,6 @@ class Job:
         # minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on: sbatch(1), --time.
         if self.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d{1,2}){0,2}", self.time):
             raise ValueError(f"--time wants minutes, hours:minutes:seconds or days-hours: got {self.time}")
-        if self.array is not None and self.array < 1:
-            raise ValueError(f"--array must be at least 1: got {self.array}")
 
     @property
     def ranks(self) -> int:

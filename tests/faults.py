@@ -158,7 +158,7 @@ def write_config(path: Path, module: str = "NoisyCopyModule", num_workers: int =
             **CONFIG["trainer"],
             "max_steps": 12,
             "accumulate_grad_batches": 2,
-            "val_check_interval": 8,
+            "val_check_interval": 4,
             "strategy": "ddp",
             "callbacks": [{"class_path": "tests.faults.Fault"}],
             **trainer,

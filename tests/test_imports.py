@@ -6,14 +6,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The commands, one file per thing one runs, may use everything; every file not listed here is one of them.
 LAYERS = [
-    {"ops", "allocator", "benchmarking", "extras", "memory", "peaks", "run_lock", "signals"},
+    {"ops", "allocator", "benchmarking", "extras", "memory", "peaks", "ranges", "run_lock", "signals"},
     {"models"},
     {
         *("metrics", "diagnostics", "length_ladder", "length_report", "loggers", "tables", "trackers"),
         *("checkpoint", "checkpoint_io", "decoding", "random_state", "resume", "sharded", "starts"),
     },
-    {"lit_module", "callbacks", "strategies", "trainer"},
-    {"cli"},
+    {"lit_module", "callbacks", "strategies", "trainer", "trainer_settings"},
+    {"cli", "config_errors"},
 ]
 
 

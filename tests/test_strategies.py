@@ -15,7 +15,7 @@ from tests.test_strategy_checks import error_of
 
 ROOT = Path(__file__).parents[1]
 MIXER = "--model.init_args.network.init_args.mixer.init_args"
-# 7 batches an epoch leave, of two accumulated ones, a last one alone. Clipping bites at every step.
+# 7 batches an epoch, where two make a step 8. Clipping bites at every step.
 SMALL = [
     *("--config", str(ROOT / "configs/copy/quickstart.yaml"), "--trainer.accelerator", "cpu"),
     *("--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "7"),

@@ -12,6 +12,7 @@ from causalrn.callbacks.progress import PlainProgress, progress_bar
 from causalrn.callbacks.run_folder import RunFolder
 from causalrn.callbacks.sample_text import SampleText
 from causalrn.callbacks.throughput import Throughput
+from causalrn.callbacks.whole_steps import WholeSteps
 
 __all__ = [
     "Checkpoints",
@@ -27,5 +28,6 @@ __all__ = [
     "RunFolder",
     "SampleText",
     "Throughput",
+    "WholeSteps",
     "progress_bar",
 ]

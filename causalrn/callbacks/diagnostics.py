@@ -8,6 +8,7 @@ import torch
 from causalrn.callbacks.log_steps import write_metrics
 from causalrn.diagnostics import probe, relation_of, trained_positions
 from causalrn.models import LanguageModel
+from causalrn.ranges import check_range
 from causalrn.strategies import SequenceParallelStrategy
 
 
@@ -21,13 +22,13 @@ class Diagnostics(L.Callback):
     """
 
     def __init__(self, n_sequences: int = 4, n_positions: int = 64, every_n_validations: int = 1) -> None:
-        for name, value in (
-            ("n_sequences", n_sequences),
-            ("n_positions", n_positions),
-            ("every_n_validations", every_n_validations),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1: got {value}")
+        check_range(
+            self,
+            "[1, inf)",
+            n_sequences=n_sequences,
+            n_positions=n_positions,
+            every_n_validations=every_n_validations,
+        )
         self.n_sequences = n_sequences
         self.n_positions = n_positions
         self.every_n_validations = every_n_validations

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.nn.utils import get_total_norm
 
 from causalrn.models import describe
+from causalrn.ranges import check_range
 
 
 class FiniteLoss(L.Callback):
@@ -34,6 +35,9 @@ class FiniteLoss(L.Callback):
         max_loss: float | None = None,
         every_n_batches: int = 50,
     ) -> None:
+        check_range(self, "[0, inf)", max_skipped=max_skipped)
+        check_range(self, "(0, inf]", max_loss=max_loss)
+        check_range(self, "[1, inf)", every_n_batches=every_n_batches)
         self.policy = policy
         self.max_skipped = max_skipped
         self.max_loss = max_loss

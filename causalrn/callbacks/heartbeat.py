@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from causalrn.ranges import check_range
+
 # Where within a step a rank is, in the order of the step.
 STAGES = ("loading data", "forward", "backward", "optimizer step", "validation")
 # Told apart from a failure by what starts the run again.
@@ -45,8 +47,7 @@ class Heartbeat(L.Callback):
     """
 
     def __init__(self, timeout_seconds: float = 1500.0) -> None:
-        if timeout_seconds <= 0:
-            raise ValueError(f"timeout_seconds must be above 0: got {timeout_seconds}")
+        check_range(self, "(0, inf)", timeout_seconds=timeout_seconds)
         self.timeout_seconds = timeout_seconds
         self.stopped: threading.Event | None = None
 

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from causalrn.length_ladder import Bounds, Ladder, climb, is_text, powers_of_two
 from causalrn.length_report import draw_ladder, read_table, table_rows, write_table
+from causalrn.ranges import check_range
 
 TABLE = "length_extrapolation.csv"
 PICTURE = "length_extrapolation.png"
@@ -50,12 +51,9 @@ class LengthExtrapolation(L.Callback):
         tokens_per_batch: int = 16384,
         max_seconds: float = 120.0,
     ) -> None:
-        if factor < 1:
-            raise ValueError(f"factor must be at least 1, got {factor}")
-        if lengths is not None and (not lengths or min(lengths) < 1):
-            raise ValueError(f"lengths must be at least one length of 1 or more, or null, got {lengths}")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1 or null, got {every_n_steps}")
+        check_range(self, "[1, inf)", factor=factor, lengths=lengths, every_n_steps=every_n_steps)
+        if lengths is not None and not lengths:
+            raise ValueError("lengths must be at least one length of 1 or more, or null: got []")
         self.factor = factor
         self.lengths = lengths
         self.every_n_steps = every_n_steps

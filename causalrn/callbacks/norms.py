@@ -77,8 +77,9 @@ class Norms(L.Callback):
 
 
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
-    """Euclidean norm of each tensor, in float32 whatever the tensors are; of the whole where ranks hold shards."""
-    found = torch._foreach_norm(list(tensors), 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+    """Euclidean norm of each tensor, in float32 at least; of the whole where ranks hold shards."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    found = torch._foreach_norm(list(tensors), 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found])
 
 

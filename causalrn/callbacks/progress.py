@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
+from causalrn.ranges import check_range
+
 
 def progress_bar() -> ProgressBar:
     """The progress display that suits standard output."""
@@ -22,7 +24,11 @@ class PlainProgress(ProgressBar):
 
     def __init__(self, every_n_seconds: float = 5.0) -> None:
         super().__init__()
+        check_range(self, "[0, inf)", every_n_seconds=every_n_seconds)
         self.every_n_seconds = every_n_seconds
+        self._enabled = True
+
+    def enable(self) -> None:
         self._enabled = True
 
     def disable(self) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from causalrn.decoding import generate
+from causalrn.decoding import Sampling, count_new_tokens, generate
+from causalrn.models import LanguageModel
+from causalrn.ranges import check_range
 from causalrn.strategies import whole_network
 
 
@@ -18,6 +20,9 @@ class SampleText(L.Callback):
         temperature: divides the logits; 0 takes the most likely token.
         top_k: draws among the k most likely tokens only.
         seed: of the draws.
+
+    Raises:
+        ValueError: a number out of its range, or no prompt; at the start of a run, more tokens than the model takes.
     """
 
     def __init__(
@@ -28,11 +33,22 @@ class SampleText(L.Callback):
         top_k: int | None = 40,
         seed: int = 0,
     ) -> None:
+        check_range(self, "[1, inf)", n_tokens=n_tokens)
+        Sampling(temperature, top_k)
+        if not prompt:
+            raise ValueError("SampleText: prompt is empty: want the beginning of a text")
         self.prompt = prompt
         self.n_tokens = n_tokens
         self.temperature = temperature
         self.top_k = top_k
         self.seed = seed
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # What would otherwise be said at the end of the run.
+        tokenizer = trainer.datamodule.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        network = pl_module.network
+        assert isinstance(network, LanguageModel)
+        count_new_tokens(network, len(tokenizer.encode(self.prompt)), self.n_tokens)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "validate":

@@ -15,6 +15,7 @@ from causalrn.callbacks.log_steps import is_log_step, write_metrics
 from causalrn.models import LanguageModel
 from causalrn.models.cost import Cost, training_cost
 from causalrn.peaks import peak_exps, peak_flops
+from causalrn.ranges import check_range
 
 
 class Throughput(L.Callback):
@@ -34,9 +35,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, peak_flops: float | None = None, peak_exps: float | None = None) -> None:
-        for name, value in (("peak_flops", peak_flops), ("peak_exps", peak_exps)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0: got {value}")
+        check_range(self, "(0, inf)", peak_flops=peak_flops, peak_exps=peak_exps)
         self.peak_flops = peak_flops
         self.peak_exps = peak_exps
         self.waiting = WaitingClock()

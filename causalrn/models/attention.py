@@ -14,6 +14,7 @@ from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.positions import Rotary
 from causalrn.models.state import PoolState
 from causalrn.ops import normalise
+from causalrn.ranges import check_range
 
 
 class MLP(nn.Module):
@@ -24,12 +25,17 @@ class MLP(nn.Module):
         d_hidden: channels between the two projections; the paper uses 4 * d_model.
         norm: plain normalisation of the input, see `Relation`.
         eps: added to the standard deviation.
+
+    Raises:
+        ValueError: no channels, or a negative eps.
     """
 
     def __init__(
         self, d_model: int, d_hidden: int, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5
     ) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", d_model=d_model, d_hidden=d_hidden)
+        check_range(self, "[0, inf)", eps=eps)
         self.d_model = d_model
         self.d_hidden = d_hidden
         self.norm: Literal["layer", "rms"] = norm
@@ -56,7 +62,7 @@ class Attention(Mixer):
         eps: added to the standard deviation.
 
     Raises:
-        ValueError: d_model is not divisible by n_heads.
+        ValueError: d_model is not divisible by n_heads, or a number below what makes sense.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Attention(Mixer):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(d_model, causal)
+        check_range(self, "[1, inf)", n_heads=n_heads)
+        check_range(self, "[0, inf)", eps=eps)
         check_heads(d_model, n_heads)
         self.n_heads = n_heads
         self.norm: Literal["layer", "rms"] = norm

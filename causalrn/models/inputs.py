@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from causalrn.models.mixer import Mixer
 from causalrn.ops import normalise
 from causalrn.ops.sequence_parallel import active_split
+from causalrn.ranges import check_range
 
 
 class InputStage(Mixer):
@@ -35,8 +36,8 @@ class InputStage(Mixer):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(mixer.d_model, mixer.causal)
-        if kernel_size < 1:
-            raise ValueError(f"kernel_size must be 1 or more: got {kernel_size}")
+        check_range(self, "[1, inf)", kernel_size=kernel_size)
+        check_range(self, "[0, inf)", eps=eps)
         self.mixer = mixer
         self.kernel_size = kernel_size
         self.norm: Literal["layer", "rms"] = norm

@@ -12,6 +12,7 @@ from causalrn.models.mixer import Mixer, normal_linear_
 from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.ops import normalise
 from causalrn.ops.sequence_parallel import position_offset
+from causalrn.ranges import check_range
 
 
 class DecodingState(NamedTuple):
@@ -62,7 +63,7 @@ class LanguageModel(nn.Module):
         positions: how embeddings say where they stand; None for the paper's learned positions.
 
     Raises:
-        ValueError: an MLP of another width, or more positions wanted than there are.
+        ValueError: an MLP of another width, more positions wanted than there are, or no tokens, layers or positions.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class LanguageModel(nn.Module):
         positions: Positions | None = None,
     ) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", vocab_size=vocab_size, n_layers=n_layers, max_length=max_length)
+        check_range(self, "[0, inf)", eps=eps)
         if mlp is not None and mlp.d_model != mixer.d_model:
             raise ValueError(f"mlp and mixer must share d_model: got {mlp.d_model} and {mixer.d_model}")
         if positions is None and max_length is None:

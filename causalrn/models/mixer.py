@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causalrn.ranges import check_range
+
 
 class Mixer(nn.Module, ABC):
     """One residual branch that mixes positions; the language model adds its output to the stream.
@@ -17,10 +19,14 @@ class Mixer(nn.Module, ABC):
     Args:
         d_model: width C of the residual stream.
         causal: whether a position sees only itself and the positions before it.
+
+    Raises:
+        ValueError: no channels.
     """
 
     def __init__(self, d_model: int, causal: bool) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", d_model=d_model)
         self.d_model = d_model
         self.causal = causal
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from causalrn.ranges import check_range
+
 # Wider than any sequence, for heads without a window.
 UNBOUNDED = 2**30
 
@@ -33,6 +35,8 @@ class LearnedGain(Gain):
 
     def __init__(self, n_heads: int = 1, start: float = 1.0) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", n_heads=n_heads)
+        check_range(self, "(-inf, inf)", start=start)
         self.n_heads = n_heads
         self.start = start
         self.factor = nn.Parameter(torch.empty(n_heads))
@@ -60,6 +64,8 @@ class LogLengthGain(Gain):
 
     def __init__(self, slope: float = 0.4, reference: float = 100.0) -> None:
         super().__init__()
+        check_range(self, "(-inf, inf)", slope=slope)
+        check_range(self, "(0, inf)", reference=reference)
         self.slope = slope
         self.reference = reference
 
@@ -81,6 +87,7 @@ class LearnedLogLengthGain(LogLengthGain):
 
     def __init__(self, n_heads: int = 1, slope: float = 0.4, reference: float = 100.0) -> None:
         super().__init__(slope, reference)
+        check_range(self, "[1, inf)", n_heads=n_heads)
         self.n_heads = n_heads
         self.factor = nn.Parameter(torch.empty(n_heads))
         self.growth = nn.Parameter(torch.empty(n_heads))
@@ -117,10 +124,8 @@ class PairBias(nn.Module):
         super().__init__()
         if slopes is not None and windows is not None and len(slopes) != len(windows):
             raise ValueError(f"slopes and windows are one per head: got {len(slopes)} and {len(windows)}")
-        if slopes is not None and min(slopes) < 0:
-            raise ValueError(f"slopes must be 0 or more: got {min(slopes)}")
-        if windows is not None and any(window is not None and window < 1 for window in windows):
-            raise ValueError(f"windows must be 1 or more: got {list(windows)}")
+        check_range(self, "[0, inf)", slopes=slopes)
+        check_range(self, "[1, inf)", windows=windows)
         self.slopes = None if slopes is None else list(slopes)
         self.windows = None if windows is None else list(windows)
         # Not in checkpoints: the settings say it all.
@@ -148,6 +153,7 @@ class Alibi(PairBias):
     """Geometric slopes 2^(-8 h / H), h = 1..H (arXiv 2108.12409)."""
 
     def __init__(self, n_heads: int) -> None:
+        check_range(self, "[1, inf)", n_heads=n_heads)
         super().__init__(slopes=alibi_slopes(n_heads))
         self.n_heads = n_heads
 
@@ -156,6 +162,7 @@ class Nape(PairBias):
     """Half of the heads without positions, half with ALiBi's slopes (arXiv 2506.16640)."""
 
     def __init__(self, n_heads: int) -> None:
+        check_range(self, "[1, inf)", n_heads=n_heads)
         without = n_heads // 2
         super().__init__(slopes=[0.0] * without + alibi_slopes(n_heads - without))
         self.n_heads = n_heads
@@ -170,8 +177,8 @@ class HardAlibi(PairBias):
     """
 
     def __init__(self, n_heads: int, n_windowed: int) -> None:
-        if not 0 <= n_windowed <= n_heads:
-            raise ValueError(f"n_windowed must be 0 to n_heads={n_heads}: got {n_windowed}")
+        check_range(self, "[1, inf)", n_heads=n_heads)
+        check_range(self, f"[0, {n_heads}]", n_windowed=n_windowed)
         super().__init__(windows=[*range(1, n_windowed + 1), *[None] * (n_heads - n_windowed)])
         self.n_heads = n_heads
         self.n_windowed = n_windowed

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from causalrn.ranges import check_range
+
 
 class Positions(nn.Module, ABC):
     """Adds to the embeddings what tells positions apart. A scheme without an end has `max_length` None."""
@@ -28,6 +30,7 @@ class LearnedPositions(Positions):
 
     def __init__(self, max_length: int, d_model: int) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", max_length=max_length, d_model=d_model)
         self.max_length = max_length
         self.d_model = d_model
         self.weight = nn.Parameter(torch.empty(max_length, d_model))
@@ -60,6 +63,7 @@ class SinusoidalPositions(Positions):
 
     def __init__(self, longest_wavelength: float = 10_000.0) -> None:
         super().__init__()
+        check_range(self, "(0, inf)", longest_wavelength=longest_wavelength)
         self.longest_wavelength = longest_wavelength
 
     def forward(
@@ -87,6 +91,7 @@ class RandomPositions(Positions):
 
     def __init__(self, positions: Positions, max_length: int) -> None:
         super().__init__()
+        check_range(self, "[1, inf)", max_length=max_length)
         if positions.max_length is not None and positions.max_length < max_length:
             raise ValueError(
                 f"RandomPositions draws below max_length={max_length}: its scheme ends at {positions.max_length}"
@@ -116,6 +121,7 @@ class Rotary(nn.Module):
 
     def __init__(self, longest_wavelength: float = 10_000.0) -> None:
         super().__init__()
+        check_range(self, "(0, inf)", longest_wavelength=longest_wavelength)
         self.longest_wavelength = longest_wavelength
 
     def forward(

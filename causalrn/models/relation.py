@@ -14,6 +14,7 @@ from causalrn.models.state import PoolState
 from causalrn.ops import normalise, relation_linear, relation_quadratic
 from causalrn.ops.quadratic_step import relation_quadratic_step
 from causalrn.ops.reference import Activation, LinearState
+from causalrn.ranges import check_range
 
 OutputNorm = Literal["layer", "rms"]
 
@@ -33,7 +34,7 @@ class Relation(Mixer):
         eps: added to the standard deviation; the official code uses 0.
 
     Raises:
-        ValueError: d_hidden is not divisible by n_heads.
+        ValueError: d_hidden is not divisible by n_heads, or a number below what makes sense.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Relation(Mixer):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(d_model, causal)
+        check_range(self, "[1, inf)", d_hidden=d_hidden, n_heads=n_heads)
+        check_range(self, "[0, inf)", eps=eps)
         check_heads(d_hidden, n_heads)
         self.d_hidden = d_hidden
         self.n_heads = n_heads

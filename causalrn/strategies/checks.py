@@ -20,7 +20,7 @@ def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
     """Looks at the Trainer's settings together with the data and the checkpoint to continue from.
 
     Raises:
-        ValueError: the accelerator, precision, clipping, batch or checkpoint does not go with the strategy.
+        ValueError: the accelerator, batch or checkpoint does not go with the strategy, or no run goes with it.
     """
     strategy = trainer.strategy
     if isinstance(strategy, ZeroStrategy):
@@ -30,13 +30,11 @@ def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
             f"Lightning's own {type(strategy).__name__} accumulates or clips gradients otherwise than other strategies: want "
             "the overlay configs/trainer/fsdp.yaml or configs/trainer/deepspeed_zero2.yaml"
         )
-    if trainer.precision.startswith("16-"):
+    # Lightning's launchers of processes within this one are told apart by what they start them with.
+    if method := getattr(strategy.launcher, "_start_method", None):
         raise ValueError(
-            f"precision {trainer.precision} is too narrow: the relation's exp reaches e^sqrt(D-1), beyond float16 from D of "
-            "about 125 on; want bf16-mixed or 32-true"
+            f"a strategy that starts its processes by {method} leaves the trained model in them: want trainer.strategy ddp"
         )
-    if trainer.gradient_clip_algorithm == "value":
-        raise ValueError("gradient_clip_algorithm value is not offered: every strategy clips by norm")
     check_batch(trainer, getattr(data, "batch_size", None))
     if checkpoint is not None:
         check_resume(strategy, checkpoint, trainer.num_devices * trainer.num_nodes)

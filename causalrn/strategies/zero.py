@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
 from causalrn.extras import optional_module
+from causalrn.ranges import check_range
 from causalrn.strategies.zero_restore import restore_whole
 
 
@@ -89,6 +90,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
         optional_module("deepspeed", "deepspeed", f"{type(self).__name__}")
+        check_range(self, "[1, inf)", bucket_size=bucket_size)
         super().__init__(config=make_config(stage, offload, bucket_size, config or {}), timeout=timeout)
         self.stage = stage
 

@@ -11,10 +11,12 @@ import torch
 from jsonargparse import Namespace
 
 from causalrn.checkpoint import flatten
-from causalrn.cli import USER_ERRORS, CausalRNCLI, one_line
+from causalrn.cli import USER_ERRORS, CausalRNCLI
+from causalrn.config_errors import one_line
 from causalrn.lit_module import LanguageModelModule
 from causalrn.models import describe
 from causalrn.sweeps.grid import Point, Sweep
+from causalrn.trainer_settings import check_settings
 
 # What belongs to one run of a point, not to the point.
 OF_A_RUN = ("run_dir", "resume", "config")
@@ -91,6 +93,7 @@ def plan_points(sweep: Sweep) -> list[Plan]:
 
 
 def plan_point(config: Namespace, instantiate: Any) -> Plan:
+    check_settings(config.trainer.as_dict())
     part = Namespace(model=config.model, data=config.data)
     settings = flat_settings(config)
     with torch.device("meta"):
@@ -102,7 +105,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
         raise ValueError(
             f"vocab_size of the model and of the data differ: {network.vocab_size}, {data.vocab_size}"
         )
-    if data.max_tokens > network.max_length:
+    if network.max_length is not None and data.max_tokens > network.max_length:
         raise ValueError(
             f"a row of the data has {data.max_tokens} positions, and the model max_length={network.max_length}; "
             "set model.init_args.network.init_args.max_length"
@@ -112,7 +115,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
     return Plan(
         settings=settings,
         steps=max(0, config.trainer.max_steps),
-        sequences=data.batch_size,
+        sequences=data.batch_size * config.trainer.accumulate_grad_batches,
         positions=data.max_tokens,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_key=f"{sorted(flatten(describe(network)).items(), key=str)}, {data.max_tokens}",

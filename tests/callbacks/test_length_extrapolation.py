@@ -135,12 +135,12 @@ def test_every_run_ends_with_its_ladder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ({"factor": 0}, "factor must be at least 1, got 0"),
+        ({"factor": 0}, "factor must be at least 1: got 0"),
         ({"lengths": []}, "lengths must be at least one length"),
         ({"lengths": [0, 4]}, r"got [0, 4]"),
-        ({"every_n_steps": 0}, "every_n_steps must be at least 1 or null, got 0"),
-        ({"samples": 0}, "samples must be at least 1, got 0"),
-        ({"max_seconds": 0.0}, "max_seconds must be above 0, got 0"),
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1: got 0"),
+        ({"samples": 0}, "samples must be at least 1: got 0"),
+        ({"max_seconds": 0.0}, "max_seconds must be above 0: got 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -96,7 +96,7 @@ def test_evaluation_sets_are_one_per_length_whatever_the_training_seed() -> None
         ({"length": [9, 3]}, r"length must be a number or \[shortest, longest\], got \[9, 3\]"),
         ({"length": 0}, "got 0"),
         ({"vocab_size": 3}, "at least 4, got 3"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1: got 0"),
     ],
 )
 def test_impossible_settings_are_refused(arguments: dict[str, Any], message: str) -> None:

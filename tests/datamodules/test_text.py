@@ -241,7 +241,7 @@ def test_splits_that_are_too_small(folder: Path) -> None:
         data_of(folder, batch_size=27).train_dataloader()
     with pytest.raises(ShardError, match="the test split has 0 tokens, too few for one block of 8"):
         data_of(folder).test_dataloader()
-    with pytest.raises(ValueError, match="context_length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="context_length must be at least 1: got 0"):
         TextDataModule(str(folder), 0)
 
 

@@ -133,3 +133,42 @@ def test_a_tokenizer_that_is_no_file_is_named(tmp_path: Path, capsys: pytest.Cap
     arguments = ["text", "--input", str(tmp_path), "--output", str(tmp_path / "out"), "--tokenizer", "words"]
     assert main(arguments) == 1
     assert "no tokenizer words: wanted bytes, chars, bpe or a tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "no tokenizer of the library"),
+        (b'{"version": "1.0"}', "no tokenizer of the library"),
+        (b"\xff\xfe", "can't decode"),
+        (
+            b'{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}',
+            "no token that ends a document",
+        ),
+    ],
+    ids=["empty", "cut", "binary", "endless"],
+)
+def test_a_broken_tokenizer_is_named(
+    content: bytes, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    broken = tmp_path / "tokenizer.json"
+    broken.write_bytes(content)
+    flags = ["--input", str(tmp_path / "text.txt"), "--output", str(tmp_path / "shards")]
+    assert main(["text", *flags, "--tokenizer", str(broken)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"prepare: error: --tokenizer {broken}: ")
+    assert wanted in line
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_manifest_with_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    shards = tmp_path / "shards"
+    flags = ["--input", str(tmp_path / "text.txt"), "--output", str(shards), "--split-by", "position"]
+    assert main(["text", *flags, "--tokenizer", "bpe", "--vocab-size", "300"]) == 0
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["tokenizer"]["tokenizer_json"] = manifest["tokenizer"]["tokenizer_json"][:100]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json: no tokenizer of the library `tokenizers`"):
+        _ = TextDataModule(str(shards), vocab_size=manifest["vocab_size"]).tokenizer

@@ -282,11 +282,11 @@ def test_attention_bias_is_alibi() -> None:
         (lambda: PositionalRelation(8, 12, 2, bias=Alibi(4)), "slopes.*got 4 for n_heads=2"),
         (lambda: SoftmaxAttention(8, 2, bias=HardAlibi(3, 1)), "windows.*got 3 for n_heads=2"),
         (lambda: SoftmaxAttention(6, 2, rotary=Rotary()), "3 channels per head"),
-        (lambda: PairBias(slopes=[-1.0]), "slopes must be 0 or more: got -1.0"),
-        (lambda: PairBias(windows=[0]), "windows must be 1 or more"),
+        (lambda: PairBias(slopes=[-1.0]), r"slopes must be at least 0: got \[-1.0\]"),
+        (lambda: PairBias(windows=[0]), "windows must be at least 1"),
         (lambda: PairBias([0.1], [1, 2]), "got 1 and 2"),
-        (lambda: HardAlibi(2, 3), "n_windowed must be 0 to n_heads=2: got 3"),
-        (lambda: ShortConvolution(LinearRelation(8, 8), 0), "kernel_size must be 1 or more: got 0"),
+        (lambda: HardAlibi(2, 3), r"n_windowed must be in \[0, 2\]: got 3"),
+        (lambda: ShortConvolution(LinearRelation(8, 8), 0), "kernel_size must be at least 1: got 0"),
     ],
 )
 def test_wrong_settings_are_named(make, message: str) -> None:

@@ -1,0 +1,49 @@
+"""Ranges of settings: one line that names what lies outside of its interval, what it is, and what is wanted."""
+
+from collections.abc import Sequence
+
+Number = int | float
+
+
+def check_range(owner: object, interval: str, **values: Number | Sequence[Number | None] | None) -> None:
+    """Holds settings against an interval.
+
+    Args:
+        owner: the object that takes the settings, whose class is named; None where there is none.
+        interval: in the notation of mathematics: "[1, inf)" holds 1 and above, "[0, 1)" holds 0 and not 1.
+        values: numbers, or sequences of them, by name. None is a setting that is not used. NaN lies in no interval.
+
+    Raises:
+        ValueError: naming the first value outside.
+    """
+    for name, value in values.items():
+        numbers = value if isinstance(value, Sequence) else [value]
+        if not all(number is None or contains(interval, number) for number in numbers):
+            prefix = "" if owner is None else f"{type(owner).__name__}: "
+            raise ValueError(f"{prefix}{name} must be {in_words(interval)}: got {value}")
+
+
+def check_options(options: object, interval: str, *names: str) -> None:
+    """Holds attributes against an interval, and names one as the option of a command that it is."""
+    check_range(None, interval, **{f"--{name.replace('_', '-')}": getattr(options, name) for name in names})
+
+
+def contains(interval: str, number: Number) -> bool:
+    low, high = bounds(interval)
+    above = number >= low if interval.startswith("[") else number > low
+    return above and (number <= high if interval.endswith("]") else number < high)
+
+
+def bounds(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
+def in_words(interval: str) -> str:
+    """What a message says of an interval: "at least 1", "above 0", "finite", else the interval itself."""
+    low, high = interval[1:-1].replace(" ", "").split(",")
+    if high != "inf":
+        return f"in {interval}"
+    if low == "-inf":
+        return "finite"
+    return f"at least {low}" if interval.startswith("[") else f"above {low}"
