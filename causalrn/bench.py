@@ -23,6 +23,7 @@ from causalrn import (
 from causalrn.allocator import keep_freed_memory
 from causalrn.bench_targets import print_targets
 from causalrn.benchmarking import Lines, describe_machine, file_record, plot_panels
+from causalrn.cli import run_command
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
 
@@ -143,4 +144,4 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 if __name__ == "__main__":
     # As causalrn.fit does, for every contender alike.
     keep_freed_memory()
-    main()
+    run_command(main)

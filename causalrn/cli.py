@@ -1,6 +1,5 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
-import itertools
 import logging
 import os
 import re
@@ -32,7 +31,9 @@ from causalrn.callbacks import (
     Throughput,
     progress_bar,
 )
-from causalrn.checkpoint import newest_checkpoint
+from causalrn.checkpoint import newest_checkpoint, read_head
+from causalrn.config_files import ConfigParser
+from causalrn.data_folders import STARTED_IN, placed_folders
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.run_lock import RunLock
@@ -59,7 +60,6 @@ class CausalRNCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         arguments = resume_arguments(sys.argv[1:] if args is None else args)
-        check_syntax(arguments)
         quiet_libraries()
         super().__init__(
             model_class=LanguageModelModule,
@@ -76,6 +76,7 @@ class CausalRNCLI(LightningCLI):
             auto_configure_optimizers=False,
             # A checkpoint describes its network itself, see causalrn.checkpoint.
             load_from_checkpoint_support=False,
+            parser_class=ConfigParser,
             parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
             args=arguments,
         )
@@ -94,6 +95,10 @@ class CausalRNCLI(LightningCLI):
             self.lock = RunLock(self.run_dir)
         if self.checkpoint is None and is_continued(self.run_dir):
             self.checkpoint = newest_checkpoint(self.run_dir / "checkpoints")
+        if self.checkpoint is not None:
+            settings = self.config["data"].get("init_args", {})
+            for name, folder in placed_folders(settings, read_head(self.checkpoint).get(STARTED_IN)).items():
+                settings[name] = folder
         os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
         self.config["run_dir"] = str(self.run_dir)
 
@@ -178,16 +183,6 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             raise FileNotFoundError(f"--resume {target}: no {config}; want a run folder made by causalrn.fit")
         return ["--config", str(config), *arguments]
     return arguments
-
-
-def check_syntax(arguments: list[str]) -> None:
-    """Raises a ValueError that names the --config file which is no YAML: the parser's own report does not."""
-    for flag, path in itertools.pairwise(arguments):
-        if flag in ("-c", "--config") and Path(path).is_file():
-            try:
-                yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"config {path} is no YAML: {error}") from error
 
 
 def find_checkpoint(target: str) -> Path:

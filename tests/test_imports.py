@@ -10,7 +10,8 @@ LAYERS = [
     {"models"},
     {
         *("metrics", "diagnostics", "length_ladder", "length_report", "loggers", "tables", "trackers"),
-        *("checkpoint", "checkpoint_io", "decoding", "random_state", "sharded", "starts"),
+        *("checkpoint", "checkpoint_io", "config_files", "data_folders", "decoding", "random_state"),
+        *("sharded", "starts"),
     },
     {"lit_module", "callbacks", "strategies", "trainer"},
     {"cli"},
