@@ -1,10 +1,10 @@
-"""Builds the CPU kernels: plain C++ with OpenMP, compiled once per instruction set into one optional library."""
+"""Packs configs/ into the package, and builds the CPU kernels: plain C++, compiled per instruction set into one library."""
 
 import platform
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE_DIR = Path("causalrn/ops/csrc")
@@ -59,7 +59,16 @@ class BuildKernels(build_ext):
         )
 
 
+# A wheel has the configs inside the package: a package `configs` beside it could be anybody's. launch/ is a tool of the
+# checkout, and no part of it.
+CONFIGS = find_namespace_packages(include=["configs*"])
+
 setup(
+    packages=[
+        *find_namespace_packages(include=["causalrn*", "datamodules*"]),
+        *(f"causalrn.{name}" for name in CONFIGS),
+    ],
+    package_dir={"causalrn.configs": "configs"},
     ext_modules=[
         Extension(
             "causalrn.ops._kernels",

@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causalrn.benchmarking import Lines
-from causalrn.checkpoint import network_from, read_checkpoint
+from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.decoding import generate
 from causalrn.evaluate import parse_lengths
 from causalrn.models import LanguageModel
@@ -39,7 +38,11 @@ class Mistake(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", type=Path, nargs="+", required=True, help="one or more, as of several seeds"
+        "--checkpoint",
+        type=named_checkpoint,
+        nargs="+",
+        required=True,
+        help="one or more, or run folders, as of several seeds",
     )
     parser.add_argument("--name", default="copy", help="names the record (default: copy)")
     parser.add_argument("--lengths", type=parse_lengths, default=[64, 128, 256, 512, 1024, 2048])

@@ -14,8 +14,10 @@ import yaml
 
 from causalrn.allocator import return_freed_memory
 from causalrn.benchmarking import Lines, status_bytes
+from causalrn.config_files import shipped_configs
 from causalrn.memory_model import Shape, activation_bytes, state_bytes
 
+# Where the package lies, so that the runs import it as this process does.
 ROOT = Path(__file__).parents[1]
 MIXERS = {"quadratic": "QuadraticRelation", "linear": "LinearRelation"}
 OVERLAYS = {"one": "cpu", "ddp": "ddp", "fsdp": "fsdp"} | {
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
         # The forms differ in activations, which the strategies do not change.
         for form in options.forms if strategy == "one" else options.forms[:1]:
             ranks = 1 if strategy == "one" else options.ranks
-            flags = ["--config", str(ROOT / f"configs/trainer/{OVERLAYS[strategy]}.yaml")]
+            flags = ["--config", str(shipped_configs() / f"trainer/{OVERLAYS[strategy]}.yaml")]
             flags += ["--trainer.devices", str(ranks)]
             # What a run of next to no model holds is the libraries that training loads.
             tiny = Shape(8, 32, 1, vocab_size=32, context=16)

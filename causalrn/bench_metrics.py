@@ -14,8 +14,8 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from causalrn import fit
 from causalrn.benchmarking import Lines
 from causalrn.callbacks import Norms, Throughput
+from causalrn.config_files import find_config, shipped_configs
 
-ROOT = Path(__file__).parents[1]
 HOOKS = (
     (Throughput, "on_train_batch_end"),
     (Norms, "on_before_optimizer_step"),
@@ -25,7 +25,10 @@ HOOKS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", type=Path, default=ROOT / "configs/copy/quickstart.yaml", help="run to measure"
+        "--config",
+        type=find_config,
+        default=shipped_configs() / "copy/quickstart.yaml",
+        help="run to measure",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="sequences per step (default: 64)")
     parser.add_argument("--steps", type=int, default=100, help="steps (default: 100)")

@@ -13,11 +13,11 @@ import yaml
 
 from causalrn.benchmarking import Lines
 from causalrn.cli import CausalRNCLI
+from causalrn.config_files import shipped_configs
 from causalrn.models import LanguageModel
 from datamodules.copying import CopyDataModule
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "copy" / "quickstart.yaml"
+CONFIG = shipped_configs() / "copy" / "quickstart.yaml"
 # A validation per run would be counted as neither's.
 WARM_UP_STEPS = 5
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from causalrn.bench_linear import plain_formula
 from causalrn.benchmarking import Lines
+from causalrn.config_files import shipped_configs
 from causalrn.loggers import read_metrics
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
 from causalrn.ops import reference
@@ -26,8 +27,9 @@ from causalrn.ops import reference
 WIDTH, LAYERS, VOCABULARY = 192, 12, 29
 # As configs/copy/paper.yaml logs: each logged value is the mean of so many steps. The first of them warm up.
 LOGGED_STEPS = 10
+# Where the package lies, so that the run imports it as this process does.
 ROOT = Path(__file__).parents[1]
-OVERLAYS = {"quadratic": [], "linear": ["--config", "configs/mixer/linear_relation.yaml"]}
+OVERLAYS = {"quadratic": [], "linear": ["--config", str(shipped_configs() / "mixer/linear_relation.yaml")]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +125,13 @@ def time_fit(options: argparse.Namespace) -> float:
     }
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder, "run")
-        command = [sys.executable, "-m", "causalrn.fit", "--config", "configs/copy/paper.yaml"]
+        command = [
+            sys.executable,
+            "-m",
+            "causalrn.fit",
+            "--config",
+            str(shipped_configs() / "copy/paper.yaml"),
+        ]
         flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
         subprocess.run(
             [*command, *OVERLAYS[options.form], *flags, "--run_dir", str(run_dir)],

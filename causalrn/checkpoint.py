@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from causalrn.models import LanguageModel, build, describe
-from causalrn.sharded import read_content, read_sharded
+from causalrn.sharded import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
@@ -27,16 +27,15 @@ SIZES = "sizes.json"
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint's plain content: `network` (its description), `state_dict`, and what training added.
 
-    A folder that several ranks wrote (ZeRO, FSDP) is put together in memory.
+    A folder that several ranks wrote (ZeRO, FSDP) is put together in memory; of a run folder the newest one is read.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a run folder without a checkpoint.
         ValueError: the file is truncated, or was not written by this project.
     """
-    if Path(path).is_dir():
-        return read_sharded(Path(path))
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    path = named_checkpoint(path)
+    if path.is_dir():
+        return read_sharded(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -203,6 +202,26 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             found.append((progress(path), path.stat().st_mtime, path))
     return max(found)[-1] if found else None
+
+
+def named_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path names: a file or a sharded folder itself, the newest of a run folder.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a folder that holds no complete checkpoint.
+    """
+    path = Path(path)
+    if path.is_file() or is_sharded(path):
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest is None:
+        raise FileNotFoundError(
+            f"checkpoint {path} is a folder without {ZERO_TAG}/ (ZeRO) or {FSDP_META} (FSDP), and without a complete "
+            "checkpoint in checkpoints/ (a run)"
+        )
+    return newest
 
 
 def incomplete(path: Path) -> str | None:

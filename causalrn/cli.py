@@ -30,7 +30,10 @@ from causalrn.callbacks import (
     Throughput,
     progress_bar,
 )
-from causalrn.config_errors import check_files, one_line
+from causalrn.checkpoint import read_head
+from causalrn.config_errors import one_line
+from causalrn.config_files import ConfigParser
+from causalrn.data_folders import STARTED_IN, placed_folders
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.resume import OF_A_START, RUN_DIR_VARIABLE, flag_value, plan_start, with_base_config
@@ -74,7 +77,6 @@ class CausalRNCLI(LightningCLI):
         self.arguments = sys.argv[1:] if args is None else args
         quiet_libraries()
         with with_base_config(self.arguments) as arguments:
-            check_files(arguments)
             super().__init__(
                 model_class=LanguageModelModule,
                 subclass_mode_model=True,
@@ -90,6 +92,7 @@ class CausalRNCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 # A checkpoint describes its network itself, see causalrn.checkpoint.
                 load_from_checkpoint_support=False,
+                parser_class=ConfigParser,
                 parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
                 args=arguments,
             )
@@ -112,6 +115,10 @@ class CausalRNCLI(LightningCLI):
         self.checkpoint = self.start.checkpoint
         if first_process():
             self.lock = RunLock(self.run_dir)
+        if self.checkpoint is not None:
+            settings = self.config["data"].get("init_args", {})
+            for name, folder in placed_folders(settings, read_head(self.checkpoint).get(STARTED_IN)).items():
+                settings[name] = folder
         os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
         self.config["run_dir"] = str(self.run_dir)
         for name in OF_A_START:

@@ -1,56 +1,6 @@
-"""What is wrong in a config, said in one line: files that are no mapping, and the parser's reports made short."""
+"""The parser's reports made short: the key, what it got and what it wants, on one line."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import yaml
-
-# Their values are mappings, or name a class; everything else of a config is a plain value.
-SECTIONS = ("trainer", "model", "data")
-
-
-def check_files(arguments: list[str]) -> None:
-    """Looks at the --config files of a command line; the parser's own report would not name the file.
-
-    Raises:
-        ValueError: one is no YAML, no mapping, or has something else than a mapping in the place of a section.
-    """
-    for path in config_files(arguments):
-        if not path.is_file():
-            # Which the parser says.
-            continue
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"config {path} is no YAML: {error}") from error
-        if content is None:
-            raise ValueError(
-                f"config {path} is empty: want at least one of {', '.join(SECTIONS)}, or leave it out"
-            )
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"config {path} is no mapping: got {content!r}, want keys as {', '.join(SECTIONS)}"
-            )
-        for name in SECTIONS:
-            if name in content and not is_section(name, content[name]):
-                raise ValueError(f"config {path}: {name} must be a mapping: got {content[name]!r}")
-
-
-def is_section(name: str, content: Any) -> bool:
-    return isinstance(content, dict) or (name != "trainer" and isinstance(content, str))
-
-
-def config_files(arguments: list[str]) -> Iterator[Path]:
-    """The files that a command line names, in both forms of the flag."""
-    for index, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in ("-c", "--config"):
-            if equals:
-                yield Path(value)
-            elif index + 1 < len(arguments):
-                yield Path(arguments[index + 1])
 
 
 def one_line(message: str) -> str:

@@ -9,14 +9,15 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 
 from causalrn.callbacks import progress_bar
 from causalrn.callbacks.run_folder import environment, write_json
-from causalrn.checkpoint import network_from, read_checkpoint
+from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.codec import codec_of
+from causalrn.config_files import find_config, read_config
+from causalrn.data_folders import STARTED_IN, check_shards, placed_folders
 from causalrn.extras import optional_module
 from causalrn.length_ladder import Bounds, climb, is_text
 from causalrn.length_report import draw_ladder, table_rows, write_table
@@ -32,7 +33,7 @@ def main(args: list[str] | None = None) -> None:
     check_options(options, "(0, inf]", "max_seconds")
     quiet_libraries()
     checkpoint = read_checkpoint(options.checkpoint)
-    output = options.output or default_output(options.checkpoint)
+    output = options.output or default_output(options)
     if options.tasks:
         results = run_tasks(checkpoint, options)
     elif options.lengths:
@@ -119,14 +120,21 @@ def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[s
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.evaluate", description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a .ckpt of causalrn.fit or causalrn.export"
+        "--checkpoint",
+        type=named_checkpoint,
+        required=True,
+        help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
     )
-    parser.add_argument(
+    # Without either: the metrics that training logs.
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
         "--lengths",
         type=parse_lengths,
         help="lengths of strings, or of blocks of text, as 64,128,256; ends at the first that the model cannot run",
     )
-    parser.add_argument("--data", type=Path, metavar="CONFIG", help="take the data section of this config")
+    parser.add_argument(
+        "--data", type=find_config, metavar="CONFIG", help="take the data section of this config"
+    )
     parser.add_argument("--val-samples", type=int, help="strings per length, or blocks of text (--lengths)")
     parser.add_argument(
         "--tokens-per-batch",
@@ -137,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-seconds", type=float, default=math.inf, help="ends before further lengths (--lengths)"
     )
-    parser.add_argument(
+    kind.add_argument(
         "--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, as lambada_openai,piqa"
     )
     parser.add_argument(
@@ -146,7 +154,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-fewshot", type=int, help="examples in each context (--tasks)")
     parser.add_argument("--limit", type=int, help="samples of each task (--tasks)")
     parser.add_argument("--batch-size", type=int, help="sequences per step")
-    parser.add_argument("--output", type=Path, help="JSON file of results; by default beside the checkpoint")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file of results (default: evaluation-NAME.json, -lengths or -tasks, in the run folder)",
+    )
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: auto)")
     parser.add_argument("--precision", default="32-true", help="as in Lightning's Trainer (default: 32-true)")
     return parser
@@ -166,10 +178,10 @@ def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict
     """class_path and init_args of the evaluation data: the checkpoint's or the given config's, with overrides.
 
     Raises:
-        ValueError: neither has any.
+        ValueError: neither has any, or the checkpoint's shards are not where it names them.
     """
     if options.data:
-        config = yaml.safe_load(options.data.read_text())
+        config = read_config(options.data)
         origin = str(options.data)
     else:
         config = checkpoint.get("config", {})
@@ -177,6 +189,10 @@ def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict
     if not isinstance(config, dict) or "data" not in config:
         raise ValueError(f"{origin} names no data; want --data CONFIG with a data section")
     data = dict(config["data"])
+    if not options.data:
+        started_in, settings = checkpoint.get(STARTED_IN), data.get("init_args", {})
+        data["init_args"] = {**settings, **placed_folders(settings, started_in)}
+        check_shards(data["init_args"], started_in, options.checkpoint)
     overrides = {"val_samples": options.val_samples, "batch_size": options.batch_size}
     # At lengths of their own the options bound the ladder instead.
     given = {name: value for name, value in overrides.items() if value is not None and not options.lengths}
@@ -189,10 +205,12 @@ def make_data(config: dict[str, Any]) -> L.LightningDataModule:
     return parser.instantiate_classes(parser.parse_object({"data": config}))["data"]
 
 
-def default_output(checkpoint: Path) -> Path:
-    """evaluation.json in the run folder, or beside a checkpoint that stands alone."""
+def default_output(options: argparse.Namespace) -> Path:
+    """A JSON file of its own for each kind of evaluation, in the run folder or beside a checkpoint that stands alone."""
+    checkpoint = options.checkpoint
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return folder / f"evaluation-{checkpoint.stem}.json"
+    kind = "-tasks" if options.tasks else "-lengths" if options.lengths else ""
+    return folder / f"evaluation-{checkpoint.stem}{kind}.json"
 
 
 if __name__ == "__main__":

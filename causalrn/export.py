@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from causalrn.checkpoint import load_network, network_from, save_network
+from causalrn.checkpoint import load_network, named_checkpoint, network_from, save_network
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.huggingface.folder import read_folder, write_folder
 from causalrn.linear_step import INPUTS, OUTPUTS, write_step
@@ -39,7 +39,10 @@ def add_huggingface(verbs: Any) -> None:
         "huggingface", help="checkpoint -> folder for transformers, with its own modelling code"
     )
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a .ckpt, or a sharded checkpoint's folder"
+        "--checkpoint",
+        type=named_checkpoint,
+        required=True,
+        help="a .ckpt, a sharded checkpoint's folder, or a run folder",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.set_defaults(run=export_huggingface)
@@ -67,7 +70,12 @@ def import_huggingface(options: argparse.Namespace) -> None:
 
 def add_step(verbs: Any) -> None:
     parser = verbs.add_parser("step", help="one decoding step of the linear CausalRN -> ONNX or torch.export")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a model of linear relation mixers")
+    parser.add_argument(
+        "--checkpoint",
+        type=named_checkpoint,
+        required=True,
+        help="a model of linear relation mixers, or its run folder",
+    )
     parser.add_argument("--output", type=Path, required=True, help="file to make, .onnx or .pt2")
     parser.set_defaults(run=export_step)
 
@@ -86,7 +94,9 @@ def add_consolidate(verbs: Any) -> None:
         "Training resumes from the file (fit --resume FILE) under every strategy and number of ranks, with AdamW's "
         "state. Without optimizer state remain: other optimizers, and several parameter groups under ZeRO-3.",
     )
-    parser.add_argument("checkpoint", type=Path, help="folder as checkpoints/last.ckpt of such a run")
+    parser.add_argument(
+        "checkpoint", type=Path, help="folder as checkpoints/last.ckpt of such a run, or the run's own"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -99,12 +109,11 @@ def add_consolidate(verbs: Any) -> None:
 def consolidate(options: argparse.Namespace) -> None:
     if options.output.exists():
         raise FileExistsError(f"{options.output} exists; want a new file for --output")
-    if options.checkpoint.is_file():
-        raise ValueError(f"checkpoint {options.checkpoint} is one file already; want a ZeRO or FSDP folder")
-    if not options.checkpoint.is_dir():
-        raise FileNotFoundError(f"checkpoint {options.checkpoint}: no such folder")
-    checkpoint = read_sharded(options.checkpoint)
-    network = network_from(checkpoint, options.checkpoint)
+    path = named_checkpoint(options.checkpoint)
+    if path.is_file():
+        raise ValueError(f"checkpoint {path} is one file already; want a ZeRO or FSDP folder")
+    checkpoint = read_sharded(path)
+    network = network_from(checkpoint, path)
     temporary = options.output.with_name(f"{options.output.name}.tmp")
     torch.save(checkpoint, temporary)
     temporary.replace(options.output)

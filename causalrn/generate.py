@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from causalrn.checkpoint import network_from, read_checkpoint
+from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.decoding import stream
@@ -55,7 +55,10 @@ def main(args: list[str] | None = None) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.generate", description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a .ckpt of causalrn.fit or causalrn.export"
+        "--checkpoint",
+        type=named_checkpoint,
+        required=True,
+        help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(

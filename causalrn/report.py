@@ -8,7 +8,7 @@ import torch
 
 from causalrn import report_diagnostics, report_results, report_runs
 from causalrn.callbacks.run_folder import write_json
-from causalrn.checkpoint import network_from, read_checkpoint
+from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.codec import Codec, codec_of
 from causalrn.decoding import check_prompts, generate
@@ -43,7 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.report", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     pairs = verbs.add_parser("pairs", help="heat map: how much each position contributes to each later one")
-    pairs.add_argument("--checkpoint", type=Path, required=True, help="a model of relation mixers")
+    pairs.add_argument(
+        "--checkpoint",
+        type=named_checkpoint,
+        required=True,
+        help="a model of relation mixers, or its run folder",
+    )
     pairs.add_argument(
         "--prompt", required=True, help="text, or letters of the copy task; the answer is added to it"
     )

@@ -12,7 +12,8 @@ from rich.table import Table
 from torch import Tensor
 
 from causalrn.callbacks.run_folder import write_json
-from causalrn.checkpoint import network_from, read_checkpoint
+from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
+from causalrn.config_files import find_config
 from causalrn.diagnostics import Pairs, probe, trained_positions
 from causalrn.evaluate import data_config, make_data, parse_lengths
 from causalrn.ranges import check_options
@@ -31,8 +32,15 @@ COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a model of relation mixers")
-    parser.add_argument("--data", type=Path, metavar="CONFIG", help="take the data section of this config")
+    parser.add_argument(
+        "--checkpoint",
+        type=named_checkpoint,
+        required=True,
+        help="a model of relation mixers, or its run folder",
+    )
+    parser.add_argument(
+        "--data", type=find_config, metavar="CONFIG", help="take the data section of this config"
+    )
     parser.add_argument("--lengths", type=parse_lengths, help="string lengths, as 16,32,64 (copying)")
     parser.add_argument("--sequences", type=int, default=8, help="sequences of each set (default: 8)")
     parser.add_argument(

@@ -14,6 +14,7 @@ from rich.table import Table
 from causalrn import fit
 from causalrn.allocator import keep_freed_memory
 from causalrn.cli import quiet_libraries, run_command
+from causalrn.config_files import find_config
 from causalrn.ranges import check_options
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
@@ -55,7 +56,12 @@ def main(args: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.sweep", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="the sweep file")
+    parser.add_argument(
+        "--config",
+        type=find_config,
+        required=True,
+        help="the sweep file, or one that ships: sweeps/NAME.yaml",
+    )
     parser.add_argument("--output", type=Path, help="folder of the sweep (default: runs/sweeps/NAME)")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; threads are divided (default: 1)"

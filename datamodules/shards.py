@@ -71,8 +71,9 @@ class Manifest:
         try:
             values = json.loads(path.read_bytes())
         except FileNotFoundError:
+            relative_to = "" if Path(folder).is_absolute() else f" (relative to {Path.cwd()})"
             raise ShardError(
-                f"no {MANIFEST} in {folder}: prepare shards with "
+                f"no {MANIFEST} in {folder}{relative_to}: prepare shards with "
                 f"`python -m datamodules.prepare text --input FILES --output {folder}`"
             ) from None
         except ValueError as error:

@@ -15,8 +15,12 @@ PAGE = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text()
 PARSERS = {module.__name__: module.make_parser() for module in (evaluate, export, generate, report)}
 
 
-def test_commands_parse() -> None:
+def test_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^python -m (\S+) (.*)$", PAGE, re.MULTILINE)
+    for name in set(re.findall(r"--checkpoint (\S+)", PAGE)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
     assert {name for name, _ in lines} == set(PARSERS)
     for name, arguments in lines:
         PARSERS[name].parse_args(shlex.split(arguments))

@@ -127,7 +127,9 @@ def test_evaluate_prints_and_saves(run_dir: Path, capsys: pytest.CaptureFixture[
     assert again == pytest.approx(results)
     capsys.readouterr()
     evaluate.main(["--checkpoint", str(checkpoint), "--accelerator", "cpu", "--lengths", "4,8"])
-    by_length = json.loads((run_dir / "evaluation-last.json").read_text())["metrics"]
+    by_length = json.loads((run_dir / "evaluation-last-lengths.json").read_text())["metrics"]
+    # Each kind of evaluation has files of its own.
+    assert json.loads((run_dir / "evaluation-last.json").read_text())["metrics"] == again
     assert by_length["val/exact_match/length_8"] == pytest.approx(results["val/exact_match"])
     assert "length 4" in capsys.readouterr().out
 

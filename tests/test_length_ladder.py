@@ -175,11 +175,11 @@ def test_the_command_line_climbs_any_task(checkpoint: Path, capsys: pytest.Captu
     assert "the network does not run at length 32" in printed.err
     assert len(printed.err.splitlines()) == 1
     assert "length 16" in printed.out
-    metrics = json.loads(checkpoint.with_name("evaluation-network.json").read_text())["metrics"]
+    metrics = json.loads(checkpoint.with_name("evaluation-network-lengths.json").read_text())["metrics"]
     assert "val/first_error/length_16" in metrics
-    rows = read_table(checkpoint.with_name("evaluation-network.csv"))
+    rows = read_table(checkpoint.with_name("evaluation-network-lengths.csv"))
     assert [(row["length"], row["samples"]) for row in rows] == [("4", "7"), ("8", "7"), ("16", "7")]
-    assert checkpoint.with_name("evaluation-network.png").read_bytes()[:4] == b"\x89PNG"
+    assert checkpoint.with_name("evaluation-network-lengths.png").read_bytes()[:4] == b"\x89PNG"
     # The numbers of an ordinary validation on the same strings.
     evaluate.main(base)
     validated = json.loads(checkpoint.with_name("evaluation-network.json").read_text())["metrics"]

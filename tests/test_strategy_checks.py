@@ -80,7 +80,7 @@ def test_consolidate_refuses_what_is_no_folder(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "empty.ckpt").mkdir()
     (tmp_path / "there.ckpt").write_text("precious")
     for source, output, wanted in (
-        ("none.ckpt", "new.ckpt", "no such folder"),
+        ("none.ckpt", "new.ckpt", "no such file or folder"),
         ("file.ckpt", "new.ckpt", "one file already"),
         ("empty.ckpt", "new.ckpt", r"without checkpoint/ \(ZeRO\) or meta.pt \(FSDP\)"),
         ("empty.ckpt", "there.ckpt", "exists"),

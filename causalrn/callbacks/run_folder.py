@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.benchmarking import cpu_name
+from causalrn.data_folders import STARTED_IN
 from causalrn.loggers import MetricsCSV, TensorBoardEvents, read_metrics
 
 PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset", "numpy")
@@ -29,6 +30,7 @@ class RunFolder(L.Callback):
     def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
         self.run_dir = run_dir
         self.config = config
+        self.started_in = str(Path.cwd())
 
     @rank_zero_only
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -48,6 +50,8 @@ class RunFolder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        # What relative paths in the config are relative to.
+        checkpoint[STARTED_IN] = self.started_in
 
 
 def environment() -> dict[str, Any]:

@@ -7,7 +7,6 @@ positions, S all positions so far, V vocabulary.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -80,15 +79,19 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: CausalRNCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of the next token, (B, T, V).
 
         Args:
@@ -96,16 +99,28 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: 0 at padding, (B, S) with the positions in the cache; pad on the left to generate.
             position_ids: of the new tokens; counted without the padding by default.
             past_key_values: state after the tokens before these.
+            inputs_embeds: vectors in place of the tokens' embeddings, (B, T, C); positions are added to them.
             labels: tokens to predict (shifted here), -100 where there is none.
             use_cache: return the state after these tokens.
+            output_attentions: refused, as there are no attention weights.
+            output_hidden_states: return n_layers + 1 tensors (B, T, C): the embeddings and the stream after each block,
+                the last one normalised as the head reads it.
+            return_dict: False for a tuple of what is not None.
             logits_to_keep: how many positions at the end, or which, to compute logits of; 0 for all.
+            kwargs: for the loss, as num_items_in_batch.
 
         Raises:
-            ValueError: a position at or above max_position_embeddings.
+            ValueError: neither or both of tokens and vectors, a position at or above max_position_embeddings, or
+                attention weights are asked for.
         """
+        if self.setting("output_attentions", output_attentions):
+            raise ValueError("a CausalRN has no attention weights; want output_attentions=False")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("want either input_ids or inputs_embeds: got both or neither")
+        x = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         past = 0 if past_key_values is None else past_key_values.length
         if position_ids is None:
-            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
+            position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
             if attention_mask is not None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
         if int(position_ids.max()) >= self.config.max_position_embeddings:
@@ -116,16 +131,29 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         cache = CausalRNCache(len(self.blocks)) if past_key_values is None else past_key_values
-        x = self.token_embedding(input_ids) + self.position_embedding(position_ids)
+        x = x + self.position_embedding(position_ids)
+        streams = []
         for index, block in enumerate(self.blocks):
+            streams.append(x)
             x, cache.layers[index] = block(x, cache.layers[index], attention_mask)
-        cache.length = past + input_ids.shape[1]
+        cache.length = past + x.shape[1]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(normalise(x[:, kept], self.norm, self.eps))
+        hidden_states = None
+        if self.setting("output_hidden_states", output_hidden_states):
+            hidden_states = (*streams, normalise(x, self.norm, self.eps))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            # That of transformers, whose Trainer divides by the tokens of all accumulated batches.
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         kept_state: Any = cache if use_cache or use_cache is None else None
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept_state)
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=kept_state, hidden_states=hidden_states
+        )
+        return output if self.setting("return_dict", return_dict) else output.to_tuple()
+
+    def setting(self, name: str, given: bool | None) -> bool:
+        """The given value, or the config's."""
+        return getattr(self.config, name) if given is None else given

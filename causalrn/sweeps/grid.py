@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from causalrn.config_files import find_config, read_config
 
 KEYS = ("configs", "set", "grid", "exclude", "goal", "output")
 
@@ -72,8 +72,9 @@ class Sweep:
 def read_sweep(path: Path, output: Path | None = None) -> Sweep:
     """Reads a sweep file.
 
-    `configs` and the overlays of the axes are relative to the file. An axis is either a dotted key with its list of
-    values, or a name with labelled choices, each a mapping of dotted keys and, under `configs`, of overlays:
+    `configs` and the overlays of the axes are relative to the file, or name configs that ship. An axis is either a
+    dotted key with its list of values, or a name with labelled choices, each a mapping of dotted keys and, under
+    `configs`, of overlays:
 
         configs: [../copy/small.yaml]
         set: {trainer.max_steps: 300}
@@ -92,10 +93,7 @@ def read_sweep(path: Path, output: Path | None = None) -> Sweep:
     Raises:
         ValueError: the file is no sweep file; what is wrong where.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"sweep {path} is no YAML: {error}") from error
+    content = read_config(path, "sweep")
     if not isinstance(content, dict) or not isinstance(content.get("grid"), dict) or not content["grid"]:
         raise ValueError(f"sweep {path} has no grid: want a mapping with the key grid and at least one axis")
     if unknown := sorted(map(str, set(content) - set(KEYS))):
@@ -144,10 +142,10 @@ def read_choice(path: Path, label: str, choice: Any) -> Choice:
     found = []
     for config in configs:
         # Relative to the file, so that a sweep starts from any folder.
-        overlay = path.parent / str(config)
-        if not overlay.is_file():
-            raise ValueError(f"sweep {path}: {label} names the config {config}, and there is no {overlay}")
-        found.append(str(overlay))
+        try:
+            found.append(str(find_config(str(config), beside=path.parent)))
+        except FileNotFoundError as error:
+            raise ValueError(f"sweep {path}: {label} names the {error}") from None
     return Choice(label, tuple(found), tuple((str(k), v) for k, v in choice.items() if k != "configs"))
 
 
