@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m datamodules.prepare", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
-    text = commands.add_parser("text", help="shards from .txt, .jsonl(.gz/.zst/.xz), .parquet or .tar files")
+    text = commands.add_parser("text", help="shards from .txt, .jsonl, .parquet or .tar files")
     text.add_argument("--input", nargs="+", required=True, help="files and folders")
     text.add_argument("--text-field", default="text", help="JSON key or parquet column (default: text)")
     text.add_argument("--val-fraction", type=_fraction, default=0.05)
