@@ -8,12 +8,14 @@ DECIMALS = {"loss": 4, "bits_per_byte": 3}
 
 
 def print_results(results: dict[str, float], baselines: dict[str, float] | None = None) -> None:
-    """Prints `val/METRIC` or `val/METRIC/SET` values, one row per validation set, one column per metric.
+    """Prints `val/METRIC` or `val/METRIC/SET` values, one row per validation set, one column per metric; nothing of none.
 
     Args:
         results: values by logged name.
         baselines: bits per byte of other methods on the same bytes, by name.
     """
+    if not results:
+        return
     sets: dict[str, dict[str, float]] = {}
     for name, value in results.items():
         metric, _, subset = name.removeprefix("val/").partition("/")

@@ -1,17 +1,15 @@
-"""Documents out of .txt, .jsonl(.gz/.zst/.xz), .parquet and WebDataset .tar files, streamed in bounded memory."""
+"""Documents out of text, JSON lines, .parquet and WebDataset .tar files, streamed in bounded memory."""
 
 import codecs
-import gzip
 import json
-import lzma
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.compressed import open_compressed
+from datamodules.compressed import COMPRESSIONS, compression_of, naming_the_file, open_compressed
+from datamodules.encodings import MARK, other_encoding
 from datamodules.errors import DocumentError
 from datamodules.parquet import open_parquet, parquet_texts
 
@@ -21,9 +19,10 @@ PIECE_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 25
 _TAR_BLOCK_BYTES = 512
 
-_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz")
-_RECORDS = (*_JSONL, ".parquet", ".tar")
-SUFFIXES = (".txt", ".text", ".md", *_RECORDS)
+_RECORDS = (".jsonl", ".parquet", ".tar")
+# Of these, a file may also be compressed.
+_STREAMED = (".txt", ".text", ".md", ".jsonl")
+SUFFIXES = (*_STREAMED, ".parquet", ".tar", *(kind + how for kind in _STREAMED for how in COMPRESSIONS))
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,45 @@ class Span:
 class Document:
     """UTF-8 bytes under a name for messages; `pieces` can be called again to read from the beginning.
 
-    `problem` says why there is no text where its place in the file holds none.
+    Attributes:
+        raw_pieces: the bytes as they stand in the file.
+        problem: why there is no text where its place in the file holds none.
+        start: byte of `within` at which the document begins, for messages.
+        within: what bytes are counted in, as in " of the member"; the file if empty.
+        opens: whether this is the beginning of the text, and not a later part of it.
     """
 
     name: str
-    pieces: Callable[[], Iterator[bytes]]
+    raw_pieces: Callable[[], Iterator[bytes]]
     problem: str | None = None
+    start: int = 0
+    within: str = ""
+    opens: bool = True
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes without the byte order mark that may open them."""
+        pieces = self.raw_pieces()
+        if self.opens and (first := next(pieces, b"").removeprefix(MARK)):
+            yield first
+        yield from pieces
 
     def check(self) -> str | None:
         """What is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
         if self.problem is not None:
             return self.problem
+        fault = self._fault()
+        if fault is None:
+            return None
+        encoding = other_encoding(next(self.raw_pieces(), b""))
+        return fault if encoding is None else f"{encoding} text, wanted UTF-8"
+
+    def _fault(self) -> str | None:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        read = start = 0
+        read = start = self.start
         try:
-            for piece in self.pieces():
+            for piece in self.raw_pieces():
                 if b"\0" in piece:
-                    return f"a NUL byte at byte {read + piece.index(0)}"
+                    return f"a NUL byte at byte {read + piece.index(0)}{self.within}"
                 # The decoder counts from the bytes of a character that an earlier piece left unfinished.
                 start = read - len(decoder.getstate()[0])
                 decoder.decode(piece)
@@ -69,13 +90,13 @@ class Document:
             start = read - len(decoder.getstate()[0])
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            return f"invalid UTF-8 at byte {start + error.start}: {error.reason}"
+            return f"invalid UTF-8 at byte {start + error.start}{self.within}: {error.reason}"
         return None
 
 
 def kind_of(path: str | Path) -> str:
-    """The suffix that tells how a file is read; anything unknown is read as text."""
-    name = Path(path).name.lower()
+    """The suffix that tells what a file holds, whether compressed or not; anything unknown is read as text."""
+    name = Path(path).name.lower().removesuffix(compression_of(path))
     return next((suffix for suffix in _RECORDS if name.endswith(suffix)), ".txt")
 
 
@@ -106,10 +127,18 @@ def find_files(inputs: Iterable[str | Path], exclude: str | Path | None = None) 
 
 
 def cut(path: Path, unit_bytes: int) -> list[Span]:
-    """Spans of about `unit_bytes` that separate processes can read; a .txt file is one document, so one span."""
+    """Spans of about `unit_bytes` that separate processes can read; a .txt file is one document, so one span.
+
+    Raises:
+        DocumentError: if the file is of a kind that cannot be read where it is compressed.
+    """
     size = path.stat().st_size
-    kind = kind_of(path)
-    if kind == ".jsonl":
+    kind, compression = kind_of(path), compression_of(path)
+    if compression and kind in (".parquet", ".tar"):
+        raise DocumentError(
+            f"{path}: a {kind} file is read in parts, which {compression} hides: uncompress it"
+        )
+    if kind == ".jsonl" and not compression:
         return [Span(str(path), start, min(start + unit_bytes, size)) for start in range(0, size, unit_bytes)]
     if kind == ".parquet":
         groups = open_parquet(str(path)).num_row_groups
@@ -117,7 +146,7 @@ def cut(path: Path, unit_bytes: int) -> list[Span]:
         return [Span(str(path), g, min(g + per_span, groups)) for g in range(0, groups, per_span)]
     if not size:
         return []
-    return [Span(str(path), 0, size)] if kind == ".txt" else [Span(str(path))]
+    return [Span(str(path), 0, size)] if kind == ".txt" and not compression else [Span(str(path))]
 
 
 def read_documents(span: Span, text_field: str) -> Iterator[Document]:
@@ -127,54 +156,58 @@ def read_documents(span: Span, text_field: str) -> Iterator[Document]:
         DocumentError: if the file is damaged or cut short, so that what it held cannot be told.
     """
     kind = kind_of(span.path)
-    try:
+    with naming_the_file(span.path):
         if kind == ".txt":
-            yield _text_document(span)
-        elif kind in _JSONL:
+            yield Document(span.path, _text_pieces(span), start=span.start, opens=not span.start)
+        elif kind == ".jsonl":
             yield from _jsonl_documents(span, text_field)
         elif kind == ".parquet":
             for name, text in parquet_texts(span.path, span.start, span.stop or 0, text_field):
                 yield _record_document(name, {text_field: text}, text_field)
         else:
             yield from _tar_documents(span, text_field)
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
-        raise DocumentError(f"cannot read {span.path}: {error}") from None
 
 
-def _text_document(span: Span) -> Document:
+def _text_pieces(span: Span) -> Callable[[], Iterator[bytes]]:
     def pieces() -> Iterator[bytes]:
-        with open(span.path, "rb") as file:
-            file.seek(span.start)
+        with open_compressed(span.path, span.start) as file:
             left = span.stop - span.start if span.stop is not None else None
             while piece := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
                 left = None if left is None else left - len(piece)
                 yield piece
 
-    return Document(span.path, pieces)
+    return pieces
 
 
 def _record_document(name: str, record: Any, text_field: str) -> Document:
     text = record.get(text_field) if isinstance(record, dict) else None
-    if isinstance(text, bytes):
-        return _whole(name, text)
-    if not isinstance(text, str):
+    if isinstance(text, str):
+        # A lone surrogate, which JSON can hold, becomes bytes that the check reports as invalid UTF-8.
+        text = text.encode("utf-8", "surrogatepass")
+    if not isinstance(text, bytes):
         return _problem(name, f"wanted an object with a text under {text_field!r}")
-    # A lone surrogate, which JSON can hold, becomes bytes that the check reports as invalid UTF-8.
-    return _whole(name, text.encode("utf-8", "surrogatepass"))
+    return _whole(name, text, 0, " of the text")
 
 
-def _json_document(name: str, content: bytes, text_field: str) -> Document:
+def _json_document(name: str, content: bytes, text_field: str, start: int, within: str) -> Document:
+    marked = content.startswith(MARK)
     try:
-        return _record_document(name, json.loads(content), text_field)
+        text = content.decode()
+        # Neither is JSON; the check reports where they stand, or that the encoding is another.
+        if "\0" in text:
+            return _whole(name, content, start, within)
+        return _record_document(name, json.loads(text[marked:]), text_field)
     except UnicodeDecodeError:
-        # The check reports where it is invalid.
-        return _whole(name, content)
+        return _whole(name, content, start, within)
+    except json.JSONDecodeError as error:
+        place = start + len(error.doc[: error.pos].encode()) + (len(MARK) if marked else 0)
+        return _problem(name, f"not JSON at byte {place}{within}: {error.msg}")
     except (ValueError, RecursionError) as error:
         return _problem(name, f"not JSON: {error}")
 
 
-def _whole(name: str, content: bytes) -> Document:
-    return Document(name, lambda: iter((content,)))
+def _whole(name: str, content: bytes, start: int, within: str) -> Document:
+    return Document(name, lambda: iter((content,)), start=start, within=within)
 
 
 def _problem(name: str, problem: str) -> Document:
@@ -193,14 +226,15 @@ def _jsonl_documents(span: Span, text_field: str) -> Iterator[Document]:
             line = file.readline(MAX_RECORD_BYTES)
             if not line:
                 return
-            name = f"{span.path}, line at byte {position}"
+            start = position
+            name = f"{span.path}, line at byte {start}"
             position += len(line)
             if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
                 position += _pass_over_line(file)
                 limit = f"a JSON line above {MAX_RECORD_BYTES >> 20} MiB"
                 yield _problem(name, f"{limit}; put so long a document in a .txt file")
             elif line.strip():
-                yield _json_document(name, line, text_field)
+                yield _json_document(name, line, text_field, start, "")
 
 
 def _pass_over_line(file: Any) -> int:
@@ -219,16 +253,17 @@ def _tar_documents(span: Span, text_field: str) -> Iterator[Document]:
         for member in tar:
             # Without this, tarfile remembers every header of the archive.
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-            name = f"{span.path}, member {member.name}"
+            name, within = f"{span.path}, member {member.name}", " of the member"
+            content = Span(span.path, member.offset_data, member.offset_data + member.size)
             if member.isfile() and member.name.endswith((".txt", ".text")):
                 found = True
-                yield Document(name, _tar_pieces(span.path, member))
+                yield Document(name, _text_pieces(content), within=within)
             elif member.isfile() and member.name.endswith((".json", ".jsonl")):
                 found = True
                 if member.size > MAX_RECORD_BYTES:
                     yield _problem(name, f"a JSON member above {MAX_RECORD_BYTES >> 20} MiB")
                 else:
-                    yield _json_document(name, b"".join(_tar_pieces(span.path, member)()), text_field)
+                    yield _json_document(name, b"".join(_text_pieces(content)()), text_field, 0, within)
         _check_end(span.path, tar.offset)
         if not found:
             raise DocumentError(f"{span.path}: no .txt or .json member to take text from")
@@ -244,7 +279,3 @@ def _check_end(path: str, offset: int) -> None:
             "a damaged header" if len(block) == _TAR_BLOCK_BYTES else "the end of a file that was cut short"
         )
         raise tarfile.ReadError(f"{what} at byte {offset}")
-
-
-def _tar_pieces(path: str, member: tarfile.TarInfo) -> Callable[[], Iterator[bytes]]:
-    return _text_document(Span(path, member.offset_data, member.offset_data + member.size)).pieces

@@ -8,6 +8,10 @@ class DocumentError(ValueError):
     """Input that cannot be used; the message names the file and the place in it."""
 
 
+class TokenizerError(DocumentError):
+    """A tokenizer that does not give text back as it was; the message shows where."""
+
+
 def optional_module(name: str, needed_for: str) -> ModuleType:
     """A module of the optional `data` extra.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.documents import Document, Span, read_documents
-from datamodules.errors import DocumentError
+from datamodules.errors import DocumentError, TokenizerError
 from datamodules.ranges import check_range
 from datamodules.shard_writer import ShardWriter
 from datamodules.shards import MEMBER_TOKENS, Shard, write_atomically
@@ -147,6 +147,7 @@ def pack_unit(
 
     Raises:
         DocumentError: if a document is not UTF-8 text and `on_bad_document` is "raise".
+        TokenizerError: if the tokens of a document do not give it back.
         ShardError: if a shard cannot be written.
     """
     tokenizer = from_description(settings.tokenizer)
@@ -170,8 +171,11 @@ def pack_unit(
                     on_bytes(len(piece))
                     return piece
 
-                for tokens in tokenizer.encode_pieces(map(count, document.pieces())):
-                    writers[split].write(tokens)
+                try:
+                    for tokens in tokenizer.encode_pieces(map(count, document.pieces())):
+                        writers[split].write(tokens)
+                except TokenizerError as error:
+                    raise TokenizerError(f"{document.name}: {error}") from None
                 if not size:
                     record.empty_documents += 1
                     continue

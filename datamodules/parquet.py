@@ -43,7 +43,8 @@ def parquet_texts(path: str, start: int, stop: int, column: str) -> Iterator[tup
     groups = range(start, stop)
     rows = min((_rows_at_a_time(path, file.metadata.row_group(group), column) for group in groups), default=1)
     batches = file.iter_batches(rows, list(groups), columns=[column])
-    row = 0
+    # Counted from the beginning of the file, which other spans of it share.
+    row = sum(file.metadata.row_group(group).num_rows for group in range(start))
     while True:
         try:
             batch = next(batches, None)
@@ -53,7 +54,7 @@ def parquet_texts(path: str, start: int, stop: int, column: str) -> Iterator[tup
         if batch is None:
             return
         for value in _undecoded(batch.column(0)).to_pylist():
-            yield f"{path}, row group {start} and row {row}", value
+            yield f"{path}, row {row}", value
             row += 1
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.compressed import compression_of, content_bytes, open_compressed
 from datamodules.documents import Span, cut, find_files, kind_of, read_documents
 from datamodules.errors import DocumentError
 from datamodules.packing import PackSettings, assign_split
@@ -109,20 +110,22 @@ def _input_bytes(span: Span) -> int:
 
 
 def _by_position(path: Path, settings: PackSettings) -> list[Span]:
-    size = path.stat().st_size
+    size = content_bytes(str(path))
     val_bytes, test_bytes = int(size * settings.val_fraction), int(size * settings.test_fraction)
     # Never so far that a line of the file's size leaves a split without text.
     test_start = _line_end(path, size - test_bytes, min(test_bytes // 2, _LINE_BYTES))
     val_start = _line_end(path, size - test_bytes - val_bytes, min(val_bytes // 2, _LINE_BYTES))
     bounds = {"train": (0, val_start), "val": (val_start, test_start), "test": (test_start, size)}
     spans = [Span(str(path), start, stop, split) for split, (start, stop) in bounds.items() if start < stop]
+    if compression_of(path):
+        # Each span of a compressed file is found by reading all that lies before it.
+        return spans
     return [part for span in spans for part in cut_document(span)]
 
 
 def _line_end(path: Path, offset: int, within_bytes: int) -> int:
     """The first line end at or after the offset, or the first character start where no line ends soon enough."""
-    with path.open("rb") as file:
-        file.seek(offset)
+    with open_compressed(str(path), offset) as file:
         # Four bytes hold the start of a character in any case.
         following = file.read(max(within_bytes, 4))
     newline = following.find(b"\n")

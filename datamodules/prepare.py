@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datamodules.copy_shards import prepare_copy
+from datamodules.errors import TokenizerError
 from datamodules.packing import SPLITS, PackSettings
 from datamodules.planning import Plan, plan_files, plan_texts
 from datamodules.preparation import prepare
@@ -18,13 +19,15 @@ from datamodules.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, T
 
 # Characters of training text that BPE merges are learned from: more changes little and takes memory.
 _BPE_CHARACTERS = 100_000_000
+# Tokens of a newly trained BPE where the command does not say.
+_BPE_TOKENS = 8192
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m datamodules.prepare", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
-    text = commands.add_parser("text", help="shards from .txt, .jsonl(.gz/.zst/.xz), .parquet or .tar files")
+    text = commands.add_parser("text", help="shards from .txt, .jsonl, .parquet or .tar files")
     text.add_argument("--input", nargs="+", required=True, help="files and folders")
     text.add_argument("--text-field", default="text", help="JSON key or parquet column (default: text)")
     text.add_argument("--val-fraction", type=_fraction, default=0.05)
@@ -41,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     for command in (text, preset):
         command.add_argument("--tokenizer", default="bytes", help="bytes, chars, bpe, or a tokenizer.json")
-        command.add_argument("--vocab-size", type=int, default=8192, help="tokens of a newly trained bpe")
+        command.add_argument(
+            "--vocab-size", type=int, help=f"tokens of a newly trained bpe (default: {_BPE_TOKENS})"
+        )
         command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
         command.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
 
@@ -88,23 +93,44 @@ def _run_copy(options: argparse.Namespace) -> str:
 def _prepare(plan: Plan, options: argparse.Namespace) -> str:
     tokenizer = _tokenizer(options.tokenizer, options.vocab_size, plan)
     plan = replace(plan, settings=replace(plan.settings, tokenizer=tokenizer.describe()))
-    return summary(prepare(plan, options.output, workers=options.workers, overwrite=options.overwrite))
+    try:
+        manifest = prepare(plan, options.output, workers=options.workers, overwrite=options.overwrite)
+    except TokenizerError as error:
+        raise TokenizerError(f"{options.tokenizer}: {error}") from None
+    return summary(manifest)
 
 
-def _tokenizer(name: str, vocab_size: int, plan: Plan) -> Tokenizer:
+def _tokenizer(name: str, vocab_size: int | None, plan: Plan) -> Tokenizer:
+    if name == "bpe":
+        return _trained_bpe(plan, _BPE_TOKENS if vocab_size is None else vocab_size)
+    if vocab_size is not None:
+        print(f"--vocab-size {vocab_size} has no effect: --tokenizer {name} is not bpe", file=sys.stderr)
     if name == "bytes":
         return ByteTokenizer()
     if name == "chars":
         return CharTokenizer.train(plan_texts(plan, SPLITS))
-    if name == "bpe":
-        return BpeTokenizer.train(_limited(plan), vocab_size)
     if not Path(name).is_file():
         raise ValueError(f"no tokenizer {name}: wanted bytes, chars, bpe or a tokenizer.json")
     try:
-        return BpeTokenizer(Path(name).read_text(encoding="utf-8"))
+        tokenizer = BpeTokenizer(Path(name).read_text(encoding="utf-8"))
     except ValueError as error:
         # Not UTF-8 is one too.
         raise ValueError(f"--tokenizer {name}: {error}") from error
+    if tokenizer.switched_off:
+        what = " and ".join(tokenizer.switched_off)
+        print(f"{name}: {what} switched off, so that documents are encoded whole", file=sys.stderr)
+    return tokenizer
+
+
+def _trained_bpe(plan: Plan, vocab_size: int) -> BpeTokenizer:
+    tokenizer = BpeTokenizer.train(_limited(plan), vocab_size)
+    if tokenizer.vocab_size < vocab_size:
+        print(
+            f"--vocab-size {vocab_size}: the training text has pairs to merge for {tokenizer.vocab_size} tokens only; "
+            f"a model needs vocab_size: {tokenizer.vocab_size}",
+            file=sys.stderr,
+        )
+    return tokenizer
 
 
 def _limited(plan: Plan) -> Iterator[str]:

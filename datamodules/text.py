@@ -164,15 +164,16 @@ class TextDataModule(StreamDataModule):
         _ = self.manifest
 
     def baselines(self) -> dict[str, float]:
-        """Bits per byte of methods without a network on the bytes that this trainer validates on.
+        """Bits per byte of methods without a network on the bytes that this trainer validates on; nothing if on none.
 
         Nothing, and a warning, where a shard cannot be read: what was trained is not lost for want of a comparison.
         """
-        blocks = self._blocks("val", None)
-        size = blocks.size
-        if self.trainer is not None and self.trainer.num_val_batches:
-            size = min(size, int(self.trainer.num_val_batches[0]) * self.batch_size)
+        if self.trainer is not None and not self.trainer.limit_val_batches:  # pyright: ignore[reportAttributeAccessIssue]
+            return {}
         try:
+            size = self._blocks("val", None).size
+            if self.trainer is not None and self.trainer.num_val_batches:
+                size = min(size, int(self.trainer.num_val_batches[0]) * self.batch_size)
             return baselines(self.shards_dir, size * self.context_length + 1)
         except ShardError as error:
             warnings.warn(f"no baselines: {error}", stacklevel=2)
@@ -224,8 +225,9 @@ class TextDataModule(StreamDataModule):
             skip_unreadable=self.on_bad_shard == "skip",
         )
         if not blocks.size:
+            way_out = "; limit_val_batches=0 trains without validation" if split == "val" else ""
             raise ShardError(
                 f"{self.shards_dir}: the {split} split has {blocks.reader.tokens} tokens, too few for one block of "
-                f"{context_length}"
+                f"{context_length}{way_out}"
             )
         return blocks

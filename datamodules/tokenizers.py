@@ -1,6 +1,8 @@
 """Tokenizers between UTF-8 bytes and token ids: bytes, characters and Hugging Face BPE, each a plain description."""
 
 import codecs
+import functools
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -8,13 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.errors import optional_module
+from datamodules.errors import TokenizerError, optional_module
+from datamodules.token_sizes import token_sizes
 
 Tokens = npt.NDArray[Any]
 
 # Characters that BPE is given at a time: bounds the memory that a long document takes.
 _BPE_CHARACTERS = 1 << 18
 _WORD_SPACE = re.compile(r"(?<=\S)\s(?=\S)")
+_LONE_SPACE = re.compile(r"(?<=\S) (?=\S)")
+# The 256 bytes, and the token that ends a document.
+LEAST_BPE_TOKENS = 257
+# Characters of a difference that a message shows.
+_SHOWN_CHARACTERS = 24
 
 
 class Tokenizer(Protocol):
@@ -33,7 +41,8 @@ class Tokenizer(Protocol):
         ...
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Bytes of text that each token stands for, (V,); a token that ends a document stands for one."""
+        """Bytes of text that each token stands for, (V,), so that those of a whole document and the token that ends it
+        add up to the bytes of its text and one."""
         ...
 
     def encode(self, text: str) -> Tokens: ...
@@ -41,7 +50,8 @@ class Tokenizer(Protocol):
     def decode(self, ids: npt.ArrayLike) -> str: ...
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
-        """The UTF-8 bytes of the tokens, with one NUL byte where a document ends."""
+        """The UTF-8 bytes of the tokens, with one NUL byte where a document ends. A BPE leaves out a character that the
+        tokens end within."""
         ...
 
     def describe(self) -> dict[str, Any]: ...
@@ -126,6 +136,12 @@ class CharTokenizer:
 class BpeTokenizer:
     """A tokenizer.json of the Hugging Face `tokenizers` library, kept as its text.
 
+    Truncation and padding that the file asks for are not done, and no tokens are put around a text: what is encoded is
+    the text, the whole of it and nothing else.
+
+    Attributes:
+        switched_off: which of "truncation" and "padding" the file asks for.
+
     Raises:
         ValueError: the text is none of a tokenizer, or the vocabulary has no token that ends a document.
     """
@@ -143,15 +159,31 @@ class BpeTokenizer:
             raise ValueError(f"no tokenizer of the library `tokenizers`: {error}") from error
         # A document that spells the end token must not end there.
         self._tokenizer.encode_special_tokens = True
+        self.switched_off = [name for name in ("truncation", "padding") if getattr(self._tokenizer, name)]
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.post_processor = None
         ids = [self._tokenizer.token_to_id(token) for token in self.END_TOKENS]
         eot_id = next((token_id for token_id in ids if token_id is not None), None)
         if eot_id is None:
             raise ValueError(f"the tokenizer has no token that ends a document: wanted {self.END_TOKENS}")
         self.eot_id: int = eot_id
+        # Numbers that no token has count too: a model needs a row for each up to the highest.
+        self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BpeTokenizer":
-        """Byte-level BPE of `vocab_size` tokens, the 256 bytes and the end token among them."""
+        """Byte-level BPE of `vocab_size` tokens, the 256 bytes and the end token among them, or as many as the texts
+        have pairs to merge for.
+
+        Raises:
+            ValueError: fewer tokens are wanted than there are bytes.
+        """
+        if vocab_size < LEAST_BPE_TOKENS:
+            raise ValueError(
+                f"vocab_size of a BPE must be at least {LEAST_BPE_TOKENS}, the 256 bytes and the token that ends a "
+                f"document: got {vocab_size}"
+            )
         library = optional_module("tokenizers", "training a BPE tokenizer")
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -166,41 +198,93 @@ class BpeTokenizer:
         return cls(tokenizer.to_str())
 
     @property
-    def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
+    def tokenizer_json(self) -> str:
+        """The tokenizer as it is used here: without truncation, padding and tokens around a text."""
+        return self._tokenizer.to_str()
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokens of a text stand for a space before it, which decoding takes away again."""
+        ids = self.encode("a")
+        return self.decode(ids) == "a" and int(self._sizes[ids].sum()) == 2
+
+    @functools.cached_property
+    def _sizes(self) -> npt.NDArray[np.int64]:
+        return token_sizes(self._tokenizer, self.vocab_size)
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        # Byte-level vocabularies spell each byte as one character; others spell text, a space as U+2581.
-        byte_level = '"ByteLevel"' in self._json_text
-        sizes = np.ones(self.vocab_size, dtype=np.int64)
-        for token, token_id in self._tokenizer.get_vocab().items():
-            if token_id != self.eot_id:
-                sizes[token_id] = len(token if byte_level else token.replace("\u2581", " ").encode())
+        sizes = self._sizes.copy()
+        # A space before the document is counted already, and stands for the end as well.
+        sizes[self.eot_id] = 0 if self._adds_space else 1
         return sizes
 
     def encode_pieces(self, pieces: Iterable[bytes]) -> Iterator[Tokens]:
-        kept = ""
+        """Raises a TokenizerError, which shows the first difference, if the tokens do not give the text back."""
+        kept, opens = "", True
         for text in decode_pieces(pieces):
             kept += text
             if len(kept) >= _BPE_CHARACTERS:
                 # Cut before a lone space between words, where byte-level BPE never merges across.
-                cuts = [match.start() for match in _WORD_SPACE.finditer(kept, len(kept) // 2)]
+                space = _LONE_SPACE if self._adds_space else _WORD_SPACE
+                cuts = [match.start() for match in space.finditer(kept, len(kept) // 2)]
+                if not cuts and self._adds_space:
+                    continue
                 cut = cuts[-1] if cuts else len(kept)
-                yield self.encode(kept[:cut])
-                kept = kept[cut:]
+                yield self._encode_part(kept[:cut], opens)
+                kept, opens = kept[cut:], False
         if kept:
-            yield self.encode(kept)
+            yield self._encode_part(kept, opens)
+
+    def _encode_part(self, text: str, opens: bool) -> Tokens:
+        if self._adds_space and not opens:
+            # The space before a later part is the one that its tokens stand for.
+            text = text[1:]
+        ids = self.encode(text)
+        found = self.decode(ids)
+        if found != text:
+            # One of them may be the beginning of the other.
+            same = map(operator.eq, text, found)
+            place = next((i for i, equal in enumerate(same) if not equal), min(len(text), len(found)))
+            shown = slice(max(0, place - _SHOWN_CHARACTERS // 2), place + _SHOWN_CHARACTERS // 2)
+            raise TokenizerError(
+                f"the tokenizer does not give the text back: {text[shown]!r} became {found[shown]!r}"
+            )
+        if self.eot_id in ids:
+            end = self._tokenizer.id_to_token(self.eot_id)
+            raise TokenizerError(
+                f"the text holds {end!r}, which the tokenizer takes for the end of a document"
+            )
+        size, counted = len(text.encode()) + self._adds_space, int(self._sizes[ids].sum())
+        if counted != size:
+            raise TokenizerError(
+                f"bytes cannot be counted by this tokenizer's tokens: {counted} for the {size} of "
+                f"{text[:_SHOWN_CHARACTERS]!r}..."
+            )
+        return ids
 
     def encode(self, text: str) -> Tokens:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # The library has no exception of its own for what a vocabulary without an unknown token cannot spell.
+        except Exception as error:
+            raise TokenizerError(
+                f"the tokenizer cannot encode {text[:_SHOWN_CHARACTERS]!r}: {error}"
+            ) from None
+        return np.array(ids, dtype=np.uint32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
-        documents = np.split(np.asarray(ids), np.flatnonzero(np.asarray(ids) == self.eot_id))
+        ids = np.asarray(ids)
+        documents = np.split(ids, np.flatnonzero(ids == self.eot_id))
         # Each part but the first begins with the end token, which decoding leaves out.
-        return b"\0".join(self.decode(part).encode() for part in documents)
+        content = b"\0".join(self.decode(part).encode() for part in documents)
+        last = documents[-1][documents[-1] != self.eot_id]
+        if len(self.decode(last).encode()) + self._adds_space != int(self._sizes[last].sum()):
+            # Of the bytes of a character that the tokens end within, no text can be made.
+            content = content.decode().rstrip("\N{REPLACEMENT CHARACTER}").encode()
+        return content
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "bpe", "tokenizer_json": self._json_text}
