@@ -122,29 +122,45 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}{PARTIAL}")
 
 
-def commit(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path, resumable: bool = True) -> None:
     """Gives a written file or folder its name once all of it is on disk, and names it `last.ckpt` too.
 
-    What a preempted run left beside it is older then, and goes.
+    What a preempted run left beside it is older then, and goes. Weights alone, from which no run can go on, get
+    their name and take nothing's place.
     """
     if temporary.is_dir():
         sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in files_of(temporary)}
         (temporary / SIZES).write_text(json.dumps(sizes))
     for file in files_of(temporary):
         sync(file)
-    if path.is_dir():
-        shutil.rmtree(path)
+    make_room(path, for_folder=temporary.is_dir())
     os.replace(temporary, path)
     link = path.with_name("last.ckpt")
-    if path != link:
+    if path != link and resumable:
         new = partial_name(link)
         new.unlink(missing_ok=True)
         new.symlink_to(path.name)
+        make_room(link)
         os.replace(new, link)
     sync(path.parent)
+    if not resumable:
+        return
     for old in path.parent.glob(f"{PREEMPTED}*.ckpt"):
         if old != path:
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+
+
+def make_room(path: Path, for_folder: bool = False) -> None:
+    """Removes what a rename cannot replace: a folder, or where a folder takes its place, a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif for_folder:
+        path.unlink(missing_ok=True)
+
+
+def has_weights_alone(checkpoint: dict[str, Any]) -> bool:
+    """Whether training saved it without the state of its optimizer, as `ModelCheckpoint(save_weights_only=True)` does."""
+    return "global_step" in checkpoint and "optimizer_states" not in checkpoint
 
 
 def files_of(path: Path) -> list[Path]:
@@ -180,7 +196,7 @@ def incomplete(path: Path) -> str | None:
                 return f"{name} is missing or cut short"
         return None
     try:
-        read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
     except ValueError as error:
         return str(error)
-    return None
+    return "it holds the weights alone" if has_weights_alone(checkpoint) else None

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from causalrn.callbacks import (
@@ -28,10 +28,12 @@ from causalrn.callbacks import (
     Heartbeat,
     Norms,
     Preemption,
+    ResumedLoops,
     RunFolder,
     Throughput,
     progress_bar,
 )
+from causalrn.callbacks.checkpoints import settle
 from causalrn.checkpoint import newest_checkpoint
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
@@ -142,14 +144,20 @@ class CausalRNCLI(LightningCLI):
             (Norms, Norms()),
             (Throughput, Throughput()),
             (Heartbeat, Heartbeat()),
+            (ResumedLoops, ResumedLoops()),
             (Preemption, Preemption()),
-            (ModelCheckpoint, Checkpoints()),
+            # A monitored ModelCheckpoint is added to this one, and takes nothing's place.
+            (Checkpoints, Checkpoints()),
         ]
+        if self.config_init["trainer"].get("enable_progress_bar") is not False:
+            extra.append((ProgressBar, progress_bar()))
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoints):
+                settle(callback)
         given = tuple(type(callback) for callback in callbacks)
         kwargs["callbacks"] = [
             *callbacks,
             *(default for kind, default in extra if not any(issubclass(one, kind) for one in given)),
-            progress_bar(),
         ]
         plugins = self.config_init["trainer"]["plugins"] or []
         kwargs["plugins"] = plugins = [*plugins] if isinstance(plugins, list) else [plugins]
