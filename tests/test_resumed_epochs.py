@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -28,7 +28,7 @@ EVERY_STEP = {**EVERY, "init_args": {"save_top_k": -1, "every_n_train_steps": 1}
 class Watch(L.Callback):
     """Remembers the epoch and the step of every hook of training."""
 
-    events: list[Event] = []
+    events: ClassVar[list[Event]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.events.append(("start", trainer.current_epoch, trainer.global_step))
