@@ -99,7 +99,7 @@ def read_training(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: see `read_checkpoint`; also a checkpoint that no training can continue from.
     """
     content = read_head(path)
-    if not {"global_step", "loops"} <= content.keys():
+    if not {"global_step", "loops"} <= content.keys() or (path.is_file() and has_weights_alone(content)):
         raise ValueError(
             f"checkpoint {path} holds weights alone, and no state of a training to continue; want --init_from {path}"
         )
@@ -150,29 +150,45 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}{PARTIAL}")
 
 
-def commit(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path, resumable: bool = True) -> None:
     """Gives a written file or folder its name once all of it is on disk, and names it `last.ckpt` too.
 
-    What a preempted run left beside it is older then, and goes.
+    What a preempted run left beside it is older then, and goes. Weights alone, from which no run can go on, get
+    their name and take nothing's place.
     """
     if temporary.is_dir():
         sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in files_of(temporary)}
         (temporary / SIZES).write_text(json.dumps(sizes))
     for file in files_of(temporary):
         sync(file)
-    if path.is_dir():
-        shutil.rmtree(path)
+    make_room(path, for_folder=temporary.is_dir())
     os.replace(temporary, path)
     link = path.with_name("last.ckpt")
-    if path != link:
+    if path != link and resumable:
         new = partial_name(link)
         new.unlink(missing_ok=True)
         new.symlink_to(path.name)
+        make_room(link)
         os.replace(new, link)
     sync(path.parent)
+    if not resumable:
+        return
     for old in path.parent.glob(f"{PREEMPTED}*.ckpt"):
         if old != path:
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+
+
+def make_room(path: Path, for_folder: bool = False) -> None:
+    """Removes what a rename cannot replace: a folder, or where a folder takes its place, a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif for_folder:
+        path.unlink(missing_ok=True)
+
+
+def has_weights_alone(checkpoint: dict[str, Any]) -> bool:
+    """Whether training saved it without the state of its optimizer, as `ModelCheckpoint(save_weights_only=True)` does."""
+    return "global_step" in checkpoint and "optimizer_states" not in checkpoint
 
 
 def files_of(path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from causalrn.checkpoint import commit, partial_name
+from causalrn.checkpoint import commit, has_weights_alone, partial_name
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
@@ -88,7 +88,7 @@ def write_file(checkpoint: dict[str, Any], path: Path) -> None:
     temporary = partial_name(path)
     try:
         torch.save(checkpoint, temporary)
-        commit(temporary, path)
+        commit(temporary, path, not has_weights_alone(checkpoint))
     # torch reports a full disk as a RuntimeError.
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)

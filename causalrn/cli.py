@@ -16,7 +16,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from causalrn.callbacks import (
@@ -26,10 +26,12 @@ from causalrn.callbacks import (
     Heartbeat,
     Norms,
     Preemption,
+    ResumedLoops,
     RunFolder,
     Throughput,
     progress_bar,
 )
+from causalrn.callbacks.checkpoints import settle
 from causalrn.checkpoint import read_head
 from causalrn.config_errors import one_line
 from causalrn.config_files import ConfigParser
@@ -180,14 +182,19 @@ class CausalRNCLI(LightningCLI):
             (Throughput, Throughput()),
             (Heartbeat, Heartbeat()),
             (ConfiguredValues, ConfiguredValues()),
+            (ResumedLoops, ResumedLoops()),
             (Preemption, Preemption()),
-            (ModelCheckpoint, Checkpoints()),
+            # A monitored ModelCheckpoint is added to this one, and takes nothing's place.
+            (Checkpoints, Checkpoints()),
+            (ProgressBar, progress_bar()),
         ]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoints):
+                settle(callback)
         given = tuple(type(callback) for callback in callbacks)
         kwargs["callbacks"] = [
             *callbacks,
             *(default for kind, default in extra if not any(issubclass(one, kind) for one in given)),
-            progress_bar(),
         ]
         plugins = self.config_init["trainer"]["plugins"] or []
         kwargs["plugins"] = plugins = [*plugins] if isinstance(plugins, list) else [plugins]

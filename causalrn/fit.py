@@ -14,7 +14,8 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.allocator import keep_freed_memory
-from causalrn.callbacks import Preempted
+from causalrn.callbacks import Preempted, RunFolder
+from causalrn.callbacks.history import History
 from causalrn.callbacks.run_folder import draw_curves, write_json
 from causalrn.checkpoint import PREEMPTED, progress
 from causalrn.cli import CausalRNCLI, run_command
@@ -28,6 +29,8 @@ from causalrn.trainer_settings import check_monitors
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     with signals.listening(), CausalRNCLI(args) as cli:
+        history = next(one.history for one in cli.trainer.callbacks if isinstance(one, RunFolder))  # pyright: ignore[reportAttributeAccessIssue]
+        history.began_seconds = start
         check_run(cli.trainer, cli.datamodule, cli.checkpoint)
         check_monitors(cli.trainer, cli.model)
         begin(cli)
@@ -37,7 +40,7 @@ def main(args: list[str] | None = None) -> None:
         except Preempted as preempted:
             exit_code = preempted.exit_code
         else:
-            finish(cli, start)
+            finish(cli, history)
             exit_code = 0
         if torch.distributed.is_initialized():
             # Left to the interpreter's exit, a rank that ends late can abort a run that is done.
@@ -65,15 +68,17 @@ def begin(cli: CausalRNCLI) -> None:
 
 
 @rank_zero_only
-def finish(cli: CausalRNCLI, start: float) -> None:
+def finish(cli: CausalRNCLI, history: History) -> None:
     """Leaves the curves and the final numbers in the run folder, and shows them."""
     results = {
         name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")
     }
     baselines = getattr(cli.datamodule, "baselines", dict)()
+    history.update(cli.trainer.global_step)
+    costs = history.costs()
     record = {
         "step": cli.trainer.global_step,
-        "seconds": round(time.monotonic() - start, 1),
+        **costs,
         "metrics": results,
         **({"baselines": baselines} if baselines else {}),
     }
@@ -86,7 +91,11 @@ def finish(cli: CausalRNCLI, start: float) -> None:
         if link.is_symlink():
             link.unlink()
     print_results(results, baselines)
-    print(f"{cli.trainer.global_step} steps in {record['seconds']} s; everything is in {cli.run_dir}")
+    of_them = f" ({costs['starts']} starts, the last one {costs['seconds_of_last_start']} s)"
+    print(
+        f"{cli.trainer.global_step} steps in {costs['seconds']} s{of_them if costs['starts'] > 1 else ''}; "
+        f"everything is in {cli.run_dir}"
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from causalrn.callbacks.checkpoints import keeps
 from causalrn.checkpoint import commit, partial_name
 from causalrn.checkpoint_io import BackgroundCheckpointIO
 from causalrn.trainer_settings import arguments_of, check_settings
@@ -42,6 +43,14 @@ class Trainer(L.Trainer):
         self._signal_connector.register_signal_handlers = lambda: None
         # What that handler needs: a broadcast before every batch, which a device is waited for.
         self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        # Callbacks that save into one folder may give a file the same name, and each removes what it does not keep.
+        remove = self.strategy.remove_checkpoint
+
+        def remove_unless_kept(filepath: str | Path) -> None:
+            if not any(keeps(callback, filepath) for callback in self.checkpoint_callbacks):
+                remove(filepath)
+
+        self.strategy.remove_checkpoint = remove_unless_kept
 
     def save_checkpoint(
         self, filepath: Any, weights_only: bool | None = None, storage_options: Any | None = None
@@ -57,5 +66,5 @@ class Trainer(L.Trainer):
         self.strategy.barrier("room for a checkpoint")
         super().save_checkpoint(temporary, weights_only, storage_options)
         if self.is_global_zero:
-            commit(temporary, path)
+            commit(temporary, path, not weights_only)
         self.strategy.barrier("checkpoint is complete")

@@ -114,7 +114,7 @@ def wait_without_handlers() -> None:
     library.pthread_mutex_lock(mutex)
 
 
-def die_in_the_middle(temporary: Path, path: Path) -> None:
+def die_in_the_middle(temporary: Path, path: Path, resumable: bool = True) -> None:
     """In place of `commit`: what a kill leaves that comes before the last bytes."""
     file = max(files_of(temporary), key=lambda file: file.stat().st_size)
     os.truncate(file, file.stat().st_size // 2)

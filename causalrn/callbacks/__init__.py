@@ -9,6 +9,7 @@ from causalrn.callbacks.length_extrapolation import LengthExtrapolation
 from causalrn.callbacks.norms import Norms
 from causalrn.callbacks.preemption import Preempted, Preemption
 from causalrn.callbacks.progress import PlainProgress, progress_bar
+from causalrn.callbacks.resumed_loops import ResumedLoops
 from causalrn.callbacks.run_folder import RunFolder
 from causalrn.callbacks.sample_text import SampleText
 from causalrn.callbacks.throughput import Throughput
@@ -25,6 +26,7 @@ __all__ = [
     "PlainProgress",
     "Preempted",
     "Preemption",
+    "ResumedLoops",
     "RunFolder",
     "SampleText",
     "Throughput",

@@ -54,10 +54,6 @@ class Preemption(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.loaded = checkpoint.get("preemption", {})
-        if checkpoint["global_step"] == trainer.max_steps:
-            # The loop is done and will not even start: the closing validation follows, logged after the last step.
-            stepped = {"_batches_that_stepped": checkpoint["global_step"]}
-            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"] |= stepped
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Until here there was nothing that a checkpoint could hold.
@@ -73,9 +69,6 @@ class Preemption(L.Callback):
             loop = trainer.fit_loop.epoch_loop
             loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
             loop.val_loop.restarting = False
-            if loop.restarted_on_train_batch_end:
-                # Counted once by the loop's reset, and again at the end of the validation.
-                loop._batches_that_stepped -= 1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

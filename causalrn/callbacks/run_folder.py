@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from causalrn.benchmarking import cpu_name
+from causalrn.callbacks.history import History
 from causalrn.data_folders import STARTED_IN
 from causalrn.loggers import MetricsCSV, TensorBoardEvents, read_metrics
 
@@ -20,7 +21,7 @@ PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset
 
 
 class RunFolder(L.Callback):
-    """Writes environment.json, tells the loggers where the run continues, keeps the resolved config in every checkpoint.
+    """Keeps environment.json, tells the loggers where the run continues, keeps the resolved config in every checkpoint.
 
     Args:
         run_dir: the run's folder.
@@ -31,14 +32,34 @@ class RunFolder(L.Callback):
         self.run_dir = run_dir
         self.config = config
         self.started_in = str(Path.cwd())
+        # Of the first rank alone; on others no start begins.
+        self.history = History(run_dir)
 
     @rank_zero_only
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(self.run_dir / "environment.json", environment())
+            self.history.begin({**environment(), "world_size": trainer.world_size})
             parameters = sum(parameter.numel() for parameter in pl_module.parameters())
             print(f"{parameters:,} parameters; run folder {self.run_dir}", flush=True)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.history.resume_from(checkpoint["global_step"])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.history.update(trainer.global_step, at_once=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.history.update(trainer.global_step)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.history.update(trainer.global_step)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The step of the checkpoint that was restored, or 0.
@@ -52,6 +73,7 @@ class RunFolder(L.Callback):
         checkpoint["config"] = self.config
         # What relative paths in the config are relative to.
         checkpoint[STARTED_IN] = self.started_in
+        self.history.update(trainer.global_step)
 
 
 def environment() -> dict[str, Any]:
@@ -81,6 +103,9 @@ def git_revision() -> str | None:
 
 
 def package_version(name: str) -> str | None:
+    if name == "torch":
+        # Tells the build too, which the package's own version may not.
+        return torch.__version__
     try:
         return version(name)
     except PackageNotFoundError:

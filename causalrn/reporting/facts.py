@@ -5,7 +5,8 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from causalrn.reporting.runs import Run
+from causalrn.callbacks.history import starts_of
+from causalrn.reporting.runs import Run, environment_facts
 from causalrn.reporting.views import ABSENT, Cell, Grid, differences, metric_names, short_keys, value_text
 
 COST = re.compile(r"train/.*(per_second|seconds|memory|bytes|share|wait|flops|utili[sz]ation)")
@@ -45,19 +46,12 @@ def config_table(runs: Sequence[Run]) -> Grid | None:
 
 
 def machines(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[str]]]:
-    """Each kind of machine and version that runs were made on, with the names of its runs."""
+    """Each kind of machine and version that runs were made on, with the names of the runs that were started there."""
     found: dict[str, tuple[dict[str, str], list[str]]] = {}
     for run in runs:
-        known = run.environment
-        facts = {
-            "git revision": known.get("git_revision") or "unknown",
-            "accelerators": ", ".join(known.get("accelerators") or []) or "none",
-            "processor": known.get("cpu"),
-            "threads": known.get("cpu_threads"),
-            "system": known.get("platform"),
-            "python": known.get("python"),
-            **(known.get("packages") or {}),
-        }
-        plain = {name: str(value) for name, value in facts.items() if value is not None}
-        found.setdefault(json.dumps(plain), (plain, []))[1].append(run.name)
+        for known in starts_of(run.environment) or [{}]:
+            plain = environment_facts(known)
+            names = found.setdefault(json.dumps(plain), (plain, []))[1]
+            if run.name not in names:
+                names.append(run.name)
     return list(found.values())

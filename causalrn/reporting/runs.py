@@ -1,5 +1,6 @@
 """Reads run folders, and folders of them, as far as they are whole."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from causalrn.callbacks.history import starts_of
 from causalrn.loggers import read_metrics
 
 # Class of the mixer, to the model's name in the paper.
@@ -32,9 +34,10 @@ class Run:
         config: every value of the resolved config, by dotted key.
         rows: of metrics.csv, one per step.
         final: metrics of the closing validation, or where there was none, those last logged.
-        environment: of environment.json.
+        environment: of environment.json, which tells of all starts.
         evaluation: metrics of later evaluations, as at other lengths.
-        notes: what is missing or torn.
+        notes: what is missing or torn, and what changed between starts.
+        seconds: of all starts together, as far as they are known.
     """
 
     path: Path
@@ -148,13 +151,50 @@ def read_run(path: Path, name: str) -> Run:
         run.final = results["metrics"]
         run.seconds = results.get("seconds")
     else:
+        known = [start["seconds"] for start in starts_of(run.environment) if start.get("seconds")]
+        run.seconds = sum(known) if known else None
         run.notes.append(f"unfinished: last logged at step {run.last_step}")
+    run.notes += start_notes(run)
     failure = path.parent / ".sweep" / "failed" / f"{path.name}.txt"
     if not run.finished and failure.is_file():
         run.notes.append("failed: " + (failure.read_text().splitlines() or [""])[-1])
     for file in sorted(path.glob("evaluation-*.json")):
         run.evaluation |= read(run, file.name, json.loads).get("metrics", {})
     return run
+
+
+def environment_facts(known: dict[str, Any]) -> dict[str, str]:
+    """What a start ran on and with, as it is shown."""
+    facts = {
+        "git revision": known.get("git_revision") or "unknown",
+        "accelerators": ", ".join(known.get("accelerators") or []) or "none",
+        "processor": known.get("cpu"),
+        "threads": known.get("cpu_threads"),
+        "ranks": known.get("world_size"),
+        "system": known.get("platform"),
+        "python": known.get("python"),
+        **(known.get("packages") or {}),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def start_notes(run: Run) -> list[str]:
+    """How a run of several starts was put together, and what changed from one to the next."""
+    starts = starts_of(run.environment)
+    if len(starts) < 2:
+        return []
+    spent = ", ".join(
+        "unknown" if start.get("seconds") is None else f"{start['seconds']:,.0f}" for start in starts
+    )
+    notes = [f"{len(starts)} starts, of {spent} s"]
+    for number, (before, after) in enumerate(itertools.pairwise(starts), 2):
+        old, new = environment_facts(before), environment_facts(after)
+        changed = [
+            f"{name} {old[name]} -> {new[name]}" for name in new if name in old and old[name] != new[name]
+        ]
+        if changed:
+            notes.append(f"from start {number} on (step {after.get('from_step')}): {', '.join(changed)}")
+    return notes
 
 
 def read(run: Run, name: str, parse: Any) -> dict[str, Any]:

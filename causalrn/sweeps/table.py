@@ -26,7 +26,11 @@ def collect(sweep: Sweep, folder: SweepFolder) -> list[Row]:
         run_dir = folder.run_dir(point)
         row: Row = {"point": point.name, **point.labels, "state": folder.state(point)}
         if (results := read_results(run_dir)) is not None:
-            row |= {"step": results.get("step"), "seconds": results.get("seconds"), **results["metrics"]}
+            row |= {"step": results.get("step"), "seconds": results.get("seconds")}
+            if results.get("starts", 1) > 1:
+                # The seconds are those of all of them.
+                row["starts"] = results["starts"]
+            row |= results["metrics"]
         if sweep.goal is not None:
             try:
                 row["goal_step"] = goal_step(run_dir, sweep.goal, row.get("step"))
