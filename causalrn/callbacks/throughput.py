@@ -4,12 +4,12 @@ import math
 import resource
 import sys
 import time
+import warnings
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from causalrn.callbacks.log_steps import is_log_step, write_metrics
 from causalrn.models import LanguageModel
@@ -44,7 +44,10 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = pl_module.device
         network = getattr(pl_module, "network", None)
-        self.network = with_known_cost(network)
+        problem = why_without_cost(network)
+        if problem and trainer.is_global_zero:
+            warnings.warn(f"metrics of FLOPs and exponentials are left out: {problem}", stacklevel=2)
+        self.network = None if problem else network
         self.flops_peak = self.peak_flops or peak_flops(device, str(trainer.precision))
         self.exps_peak = self.peak_exps or peak_exps(device)
         self.costs: dict[int, Cost] = {}
@@ -121,16 +124,15 @@ class Throughput(L.Callback):
         write_metrics(trainer, {f"train/{name}": value for name, value in values.items()})
 
 
-def with_known_cost(network: object) -> LanguageModel | None:
-    """The network, or None with a warning where no formula tells its cost."""
+def why_without_cost(network: object) -> str:
+    """Why no formula tells what the network costs; nothing where one does."""
+    if not isinstance(network, LanguageModel):
+        return f"the cost of {type(network).__name__} is not known; want a LanguageModel"
     try:
-        if not isinstance(network, LanguageModel):
-            raise TypeError(f"the cost of {type(network).__name__} is not known; want a LanguageModel")
         training_cost(network, 1)
     except TypeError as error:
-        rank_zero_warn(f"metrics of FLOPs and exponentials are left out: {error}")
-        return None
-    return network
+        return str(error)
+    return ""
 
 
 class WaitingClock:

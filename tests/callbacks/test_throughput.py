@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from causalrn import fit
 from causalrn.callbacks import Throughput, throughput
-from causalrn.callbacks.throughput import WaitingClock, with_known_cost
+from causalrn.callbacks.throughput import WaitingClock, why_without_cost
 from causalrn.cli import quiet_libraries
 from causalrn.lit_module import CopyModule
 from causalrn.loggers import MetricsCSV, read_metrics
@@ -151,8 +151,8 @@ def test_a_mixer_without_formulas_is_named_and_has_no_utilisation(
 
 
 def test_a_network_of_another_class_is_named() -> None:
-    with pytest.warns(UserWarning, match="the cost of Linear is not known"):
-        assert with_known_cost(nn.Linear(2, 2)) is None
+    assert why_without_cost(nn.Linear(2, 2)) == "the cost of Linear is not known; want a LanguageModel"
+    assert why_without_cost(LanguageModel(QuadraticRelation(4, 4), 5, n_layers=1, max_length=4)) == ""
 
 
 def test_the_extrapolation_recipe_is_measured(tmp_path: Path) -> None:
