@@ -118,8 +118,11 @@ def generate(
     prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " _"]],
     max_new_tokens: int | None,
     **options,
-) -> Int[Tensor, "B N"]:
-    """The tokens of `stream`, stacked; takes the same options. Shorter where every row met a stop token."""
+) -> Int[Tensor, "rows N"]:
+    """The tokens of `stream`, stacked, `samples` rows for each prompt; takes the same options.
+
+    Shorter where every row met a stop token.
+    """
     tokens = list(stream(network, prompts, max_new_tokens, **options))
     if not tokens:
         return torch.empty(len(prompts) * options.get("samples", 1), 0, dtype=torch.int64)

@@ -47,4 +47,5 @@ def test_a_test_can_let_wrong_shapes_through() -> None:
 @pytest.mark.parametrize("name", modules_with_shapes())
 def test_every_module_with_shapes_is_checked(name: str) -> None:
     module = importlib.import_module(name)
+    assert module.__spec__ is not None
     assert type(module.__spec__.loader).__module__.startswith("jaxtyping")
