@@ -115,7 +115,10 @@ def generate(
     max_new_tokens: int | None,
     **options,
 ) -> Int[Tensor, "rows N"]:
-    """The tokens of `stream`, stacked, `samples` rows for each prompt; takes the same options. Shorter where every row met a stop token."""
+    """The tokens of `stream`, stacked, `samples` rows for each prompt; takes the same options.
+
+    Shorter where every row met a stop token.
+    """
     tokens = list(stream(network, prompts, max_new_tokens, **options))
     if not tokens:
         return torch.empty(len(prompts) * options.get("samples", 1), 0, dtype=torch.int64)

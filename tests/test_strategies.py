@@ -59,7 +59,7 @@ def arguments(folder: Path, name: str, strategy: str, *flags: str) -> list[str]:
 
 def curves(run_dir: Path) -> dict[str, list[float]]:
     rows = read_metrics(run_dir / "metrics.csv")
-    names = ("train/loss", "train/grad_norm", "val/loss")
+    names = ("train/loss", "train/grad_norm", "train/learning_rate", "val/loss")
     return {name: [row[name] for row in rows if name in row] for name in names}
 
 
@@ -99,7 +99,7 @@ def accumulate(k: int) -> list[str]:
 def test_strategies_train_alike(trained: Path) -> None:
     for k in (1, 2):
         one = curves(trained / f"one-{k}")
-        assert len(one["train/loss"]) == len(one["train/grad_norm"]) == 20
+        assert len(one["train/loss"]) == len(one["train/grad_norm"]) == len(one["train/learning_rate"]) == 20
         assert min(one["train/grad_norm"]) > 0.3
         for name in STRATEGIES:
             for metric, values in curves(trained / f"{name}-{k}").items():
