@@ -20,14 +20,14 @@ from causalrn.checkpoint import check_same_network
 from causalrn.cli import CausalRNCLI, run_command
 from causalrn.strategies import check_run
 from causalrn.tables import print_results
-from causalrn.trainer_settings import check_monitors
+from causalrn.trainer_settings import check_trainer
 
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
     with signals.listening(), CausalRNCLI(args) as cli:
         check_run(cli.trainer, cli.datamodule, cli.checkpoint)
-        check_monitors(cli.trainer, cli.model)
+        check_trainer(cli.trainer, cli.model, cli.datamodule)
         if cli.checkpoint is not None:
             check_same_network(cli.checkpoint, cli.model.network)
         try:

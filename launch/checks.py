@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from causalrn.cli import CausalRNCLI, check_unused
-from causalrn.sweeps.points import plan_point
+from causalrn.sweeps.points import build_objects
 from datamodules.remote import join_url, open_url
 from datamodules.shards import MANIFEST, Manifest
 from launch.job import Job
@@ -31,7 +31,7 @@ def read_config(arguments: list[str]) -> dict[str, Any]:
         ValueError: the Trainer, the model or the data would refuse their settings.
     """
     parsed = ConfigOnly(arguments)
-    plan_point(parsed.config, parsed.parser.instantiate_classes)
+    build_objects(parsed.config, parsed.parser.instantiate_classes)
     return parsed.resolved
 
 
