@@ -9,7 +9,9 @@ def one_line(message: str) -> str:
     message = re.sub(
         r"(\n    - Problem with.*?)\n    - .*(?=\n  Given value type)", r"\1", message, flags=re.DOTALL
     )
-    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)":', message)))
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    # A section that cannot be read is named twice.
+    keys = keys[:1] if len(set(keys)) == 1 else keys
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     # After the key come the types that a value was tried as, each with its reason.
     reasons = [

@@ -23,7 +23,7 @@ from causalrn.resume import check_continues, load_weights
 from causalrn.starts import first_process
 from causalrn.strategies import check_run
 from causalrn.tables import print_results
-from causalrn.trainer_settings import check_monitors
+from causalrn.trainer_settings import check_trainer
 
 
 def main(args: list[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
         history = next(one.history for one in cli.trainer.callbacks if isinstance(one, RunFolder))  # pyright: ignore[reportAttributeAccessIssue]
         history.began_seconds = start
         check_run(cli.trainer, cli.datamodule, cli.checkpoint)
-        check_monitors(cli.trainer, cli.model)
+        check_trainer(cli.trainer, cli.model, cli.datamodule)
         begin(cli)
         try:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)

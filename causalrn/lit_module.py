@@ -93,6 +93,14 @@ class LanguageModelModule(L.LightningModule, ABC):
     ) -> None:
         """Adds one batch, the most likely tokens and the summed loss, to the metrics of its validation set."""
 
+    def metric_names(self, val_names: list[str]) -> list[str]:
+        """What is logged of validation sets of these names."""
+        return [
+            prefix.format(name)
+            for name in ("loss", *self.make_metrics())
+            for prefix in prefixes_of(val_names)
+        ]
+
     def configure_model(self) -> None:
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
@@ -108,7 +116,7 @@ class LanguageModelModule(L.LightningModule, ABC):
                 f"{data.vocab_size} ({type(data).__name__}); set model.init_args.network.init_args.vocab_size"
             )
         names = data.val_names if data is not None else ["val"]
-        self.val_prefixes = ["val/{}"] if len(names) == 1 else [f"val/{{}}/{name}" for name in names]
+        self.val_prefixes = prefixes_of(names)
         self.val_metrics = nn.ModuleList(
             nn.ModuleDict({"loss": MeanLoss(), **self.make_metrics()}) for _ in names
         ).to(self.device)
@@ -251,6 +259,11 @@ class TextModule(LanguageModelModule):
         targets = targets[targets != IGNORE_INDEX]
         token_bytes = attached_data(self).token_bytes
         return token_bytes.to(targets.device)[targets].sum()
+
+
+def prefixes_of(val_names: list[str]) -> list[str]:
+    """The logged name of a metric on each validation set; one alone is not named."""
+    return ["val/{}"] if len(val_names) == 1 else [f"val/{{}}/{name}" for name in val_names]
 
 
 def attached_data(module: L.LightningModule) -> Any:

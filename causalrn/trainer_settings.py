@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
-from causalrn.callbacks import Checkpoints, WholeSteps
+from causalrn.callbacks import Checkpoints, LengthExtrapolation, WholeSteps
+from causalrn.lit_module import LanguageModelModule
 from causalrn.ranges import check_range
 
 # Lightning lets these pass, or fails on them after the start; for the others it says itself what it wants.
@@ -60,17 +61,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         # Time intervals are text and mappings, which Lightning reads.
         if isinstance(value, int | float):
             check_range(None, interval, **{f"trainer.{name}": value})
-    precision = str(settings.get("precision"))
-    if precision.startswith("16"):
-        raise ValueError(
-            f"precision {precision} is too narrow: the relation's exp reaches e^sqrt(D-1), beyond float16 from D of "
-            "about 125 on; want bf16-mixed or 32-true"
-        )
-    if precision.startswith("transformer-engine"):
-        raise ValueError(
-            f"precision {precision} is not offered: it replaces linear layers by others whose checkpoints no command "
-            "reads; want bf16-mixed or 32-true"
-        )
+    check_precision(str(settings.get("precision")))
     if str(settings.get("gradient_clip_algorithm")) == "value":
         raise ValueError("gradient_clip_algorithm value is not offered: every strategy clips by norm")
     if settings.get("barebones"):
@@ -135,25 +126,42 @@ def warn_without_effect(settings: Mapping[str, Any]) -> None:
         )
 
 
-def check_monitors(trainer: L.Trainer, module: Any) -> None:
-    """Holds what EarlyStopping and ModelCheckpoint look at against what will be logged.
+def check_precision(precision: str) -> None:
+    """Raises a ValueError for those that the relation, or its checkpoints, cannot be held in."""
+    if precision.startswith("16"):
+        raise ValueError(
+            f"precision {precision} is too narrow: the relation's exp reaches e^sqrt(D-1), beyond float16 from D of "
+            "about 125 on; want bf16-mixed or 32-true"
+        )
+    if precision.startswith("transformer-engine"):
+        raise ValueError(
+            f"precision {precision} is not offered: it replaces linear layers by others whose checkpoints no command "
+            "reads; want bf16-mixed or 32-true"
+        )
 
-    Where a callback or a module of the user's own may log, nothing can be said before it does.
+
+def check_trainer(trainer: L.Trainer, module: LanguageModelModule, data: Any) -> None:
+    """Looks at what a Trainer became: the precision, which a plugin may have set, and what its callbacks monitor.
+
+    Where a callback or a module of the user's own may log, nothing can be said of a monitor before it does.
 
     Raises:
-        ValueError: nothing logs the monitored name.
+        ValueError: float16, or nothing logs a monitored name.
     """
+    check_precision(trainer.precision)
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     ours = ("causalrn", "datamodules", "lightning")
-    if any(type(one).__module__.partition(".")[0] not in ours for one in (module, *trainer.callbacks)):  # pyright: ignore[reportAttributeAccessIssue]
+    if any(type(one).__module__.partition(".")[0] not in ours for one in (module, *callbacks)):
         return
-    names = [f"val/{name}" for name in ("loss", *module.make_metrics())]
+    names = module.metric_names(data.val_names)
     training = ["train/loss", "train/grad_norm", "train/skipped_steps", "data/skipped_samples"]
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+    for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or monitor in (*training, "epoch", "step") or monitor.startswith("lr-"):
+        if monitor is None or monitor in (*names, *training, "epoch", "step") or monitor.startswith("lr-"):
             continue
-        # With several validation sets, and at other lengths, names go on.
-        if "/".join(monitor.split("/")[:2]) not in (*names, "val/first_error"):
+        # At other lengths than those of the validation sets names go on.
+        ladder = any(isinstance(one, LengthExtrapolation) for one in callbacks)
+        if not (ladder and monitor.startswith("val/") and monitor.count("/") > 1):
             raise ValueError(
                 f"{type(callback).__name__}: nothing logs its monitor {monitor}: want one of {', '.join(names)}"
             )

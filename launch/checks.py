@@ -9,7 +9,7 @@ import yaml
 
 from causalrn.cli import CausalRNCLI
 from causalrn.resume import check_unused, flag_value, plan_start
-from causalrn.sweeps.points import plan_point
+from causalrn.sweeps.points import build_objects
 from datamodules.remote import join_url, open_url
 from datamodules.shards import MANIFEST, Manifest
 from launch.job import Job
@@ -35,7 +35,7 @@ def read_config(arguments: list[str]) -> dict[str, Any]:
         ValueError: the Trainer, the model or the data would refuse their settings.
     """
     parsed = ConfigOnly(arguments)
-    plan_point(parsed.config, parsed.parser.instantiate_classes)
+    build_objects(parsed.config, parsed.parser.instantiate_classes)
     return parsed.resolved
 
 

@@ -191,9 +191,9 @@ def test_the_command_line_climbs_any_task(checkpoint: Path, capsys: pytest.Captu
     ("arguments", "wanted"),
     [
         (["--lengths", "64,128"], "does not run at length 64"),
-        (["--lengths", "8", "--val-samples", "0"], "samples must be at least 1: got 0"),
-        (["--lengths", "8", "--tokens-per-batch", "0"], "tokens_per_batch must be at least 1: got 0"),
-        (["--lengths", "8", "--max-seconds", "-1"], "max_seconds must be above 0: got -1"),
+        (["--lengths", "8", "--val-samples", "0"], "--val-samples must be at least 1: got 0"),
+        (["--lengths", "8", "--tokens-per-batch", "0"], "--tokens-per-batch must be at least 1: got 0"),
+        (["--lengths", "8", "--max-seconds", "-1"], "--max-seconds must be above 0: got -1"),
         (["--lengths", "16777216"], "there are no samples of length 16777216"),
     ],
 )

@@ -47,7 +47,7 @@ class Heartbeat(L.Callback):
     """
 
     def __init__(self, timeout_seconds: float = 1500.0) -> None:
-        check_range(self, "(0, inf)", timeout_seconds=timeout_seconds)
+        check_range(self, "(0, inf]", timeout_seconds=timeout_seconds)
         self.timeout_seconds = timeout_seconds
         self.stopped: threading.Event | None = None
 

@@ -24,7 +24,7 @@ class PlainProgress(ProgressBar):
 
     def __init__(self, every_n_seconds: float = 5.0) -> None:
         super().__init__()
-        check_range(self, "[0, inf)", every_n_seconds=every_n_seconds)
+        check_range(self, "[0, inf]", every_n_seconds=every_n_seconds)
         self.every_n_seconds = every_n_seconds
         self._enabled = True
 

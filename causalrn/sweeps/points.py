@@ -92,14 +92,23 @@ def plan_points(sweep: Sweep) -> list[Plan]:
     return plans
 
 
-def plan_point(config: Namespace, instantiate: Any) -> Plan:
+def build_objects(config: Namespace, instantiate: Any) -> tuple[LanguageModelModule, Any]:
+    """The module, without memory, and the data of a config.
+
+    Raises:
+        ValueError: a setting of theirs or of the Trainer makes no sense.
+    """
     check_settings(config.trainer.as_dict())
     part = Namespace(model=config.model, data=config.data)
-    settings = flat_settings(config)
     with torch.device("meta"):
         objects = instantiate(part)
-    module, data = objects.model, objects.data
-    assert isinstance(module, LanguageModelModule)
+    assert isinstance(objects.model, LanguageModelModule)
+    return objects.model, objects.data
+
+
+def plan_point(config: Namespace, instantiate: Any) -> Plan:
+    settings = flat_settings(config)
+    module, data = build_objects(config, instantiate)
     network = module.network
     if data.vocab_size != network.vocab_size:
         raise ValueError(
@@ -110,8 +119,6 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
             f"a row of the data has {data.max_tokens} positions, and the model max_length={network.max_length}; "
             "set model.init_args.network.init_args.max_length"
         )
-    names = ["loss", *module.make_metrics()]
-    suffixes = [""] if len(data.val_names) == 1 else [f"/{name}" for name in data.val_names]
     return Plan(
         settings=settings,
         steps=max(0, config.trainer.max_steps),
@@ -119,7 +126,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
         positions=data.max_tokens,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_key=f"{sorted(flatten(describe(network)).items(), key=str)}, {data.max_tokens}",
-        metrics=tuple(f"val/{name}{suffix}" for name in names for suffix in suffixes),
+        metrics=tuple(module.metric_names(data.val_names)),
     )
 
 
