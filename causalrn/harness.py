@@ -179,7 +179,8 @@ class CheckpointLM(TemplateLM):
             for text in contexts
         ]
         until = settings.get("until", [])
-        streams = [TextStream(self.codec, [until] if isinstance(until, str) else until) for _ in contexts]
+        stops = [until] if isinstance(until, str) else until
+        streams = [TextStream(self.codec, stops, prompt.tolist()) for prompt in prompts]
         pieces = [""] * len(contexts)
         for step in stream(
             self.network,
