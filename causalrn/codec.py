@@ -144,15 +144,20 @@ class TextStream:
     Args:
         codec: what the tokens look like.
         stop_strings: text that ends the stream and is not part of it.
+        before: tokens that the stream goes on from, as those of a prompt.
     """
 
-    def __init__(self, codec: Codec, stop_strings: Iterable[str] = ()) -> None:
+    def __init__(self, codec: Codec, stop_strings: Iterable[str] = (), before: Sequence[int] = ()) -> None:
         self.codec = codec
         self.stop_strings = [text for text in stop_strings if text]
         self.stopped = False
-        self.tokens: list[int] = []
-        self.decoded = ""
         self.held = ""
+        self.follow(before)
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Goes on from tokens that are shown: a token may look otherwise where it opens a text, without its space."""
+        self.tokens = list(tokens[-1:])
+        self.decoded = self.codec.decode(self.tokens)
 
     def add(self, token: int) -> str:
         """The text that is certain now: no character that is cut off, nothing that may begin a stop string."""
@@ -162,7 +167,7 @@ class TextStream:
         new, self.decoded = whole[len(self.decoded) :], whole
         if whole == text:
             # No later token changes what these look like.
-            self.tokens, self.decoded = [], ""
+            self.follow(self.tokens)
         self.held += new
         return self.release(final=False)
 

@@ -164,7 +164,7 @@ def answer(network: LanguageModel, codec: Codec, prompts: list[str], options: ar
         pool_dtype=pool_dtype,
         generator=torch.Generator(device).manual_seed(options.seed),
     )
-    texts = [TextStream(codec, options.stop) for _ in range(len(rows) * options.samples)]
+    texts = [TextStream(codec, options.stop, row.tolist()) for row in rows for _ in range(options.samples)]
     printer = Printer(len(texts), options.samples)
     clock = Clock()
     try:

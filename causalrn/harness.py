@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -21,15 +21,31 @@ from causalrn.models import LanguageModel
 DEFAULT_NEW_TOKENS = 256
 # Tokens that a model is given to read whose positions have no end.
 DEFAULT_CONTEXT = 4096
-# (context and continuation as text, their tokens); only the tokens are used here.
+# (context and continuation as text, their tokens); only the tokens are used here, and the first entry may be None.
 TokenRequest = tuple[Any, list[int], list[int]]
 Item = TypeVar("Item")
+
+
+class SplitPair(NamedTuple):
+    """Tokens of a context and its continuation: those that the context begins with, alone as with the continuation,
+    the context's others, and what follows the first where both are encoded together."""
+
+    shared: list[int]
+    context: list[int]
+    both: list[int]
 
 
 class CheckpointLM(TemplateLM):
     """A network and its tokenizer as a model of the harness.
 
-    Contexts that are longer than the model's positions lose their beginning.
+    Context and continuation are encoded together, as by the harness's own causal models. Where the continuation merges
+    with the end of the context, so that the context's tokens are not the first of both, the likelihood of both is
+    divided by that of the context. That is what the tokens after the context give everywhere else, and keeps the
+    choices of a question comparable; it may be above 1, where the network finds the merged spelling the likelier one.
+    The harness itself would score the tokens that are left after as many as the context has, which may be none.
+
+    An empty context is the token that ends a document. Contexts that are longer than the model's positions lose their
+    beginning.
 
     Args:
         network: in evaluation mode.
@@ -56,6 +72,39 @@ class CheckpointLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.codec.encode(string)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation given its context, and whether it is the most likely one.
+
+        Raises:
+            ValueError: a continuation has no tokens, so that nothing could be scored.
+        """
+        splits = [self.split_pair(*request.args) for request in requests]
+        scored = self._loglikelihood_tokens([(None, split.shared, split.both) for split in splits])
+        merged = [index for index, split in enumerate(splits) if split.context]
+        alone = self._loglikelihood_tokens(
+            [(None, splits[index].shared, splits[index].context) for index in merged]
+        )
+        for index, (likelihood, _) in zip(merged, alone, strict=True):
+            scored[index] = (scored[index][0] - likelihood, scored[index][1])
+        return scored
+
+    def split_pair(self, context: str, continuation: str) -> SplitPair:
+        """Tokens of a context and its continuation. Spaces at the end of the context belong to the continuation, as in
+        the harness: words are spelled with the space before them.
+
+        Raises:
+            ValueError: the continuation has no tokens.
+        """
+        both, alone = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(both, alone, strict=False))
+        shared = len(list(same))
+        if len(both) == shared:
+            raise ValueError(
+                f"a task asks for the likelihood of {continuation!r} after {context[-40:]!r}, which adds no token: want "
+                "a continuation that is not empty"
+            )
+        return SplitPair(both[:shared], alone[shared:], both[shared:])
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -85,16 +134,19 @@ class CheckpointLM(TemplateLM):
         """What the network reads: the end of the context, and the continuation but for its last token.
 
         Raises:
-            ValueError: the continuation alone has too many tokens.
+            ValueError: the continuation alone has too many tokens, or none.
         """
         limit = self.max_length
+        if not continuation:
+            raise ValueError("a continuation has no tokens: nothing can be scored")
         if len(continuation) > limit:
             raise ValueError(
                 f"a continuation of {len(continuation)} tokens is longer than the model's max_length={limit}"
             )
-        return [*context, *continuation][-limit - 1 : -1]
+        return [*(context or [self.eot_token_id]), *continuation][-limit - 1 : -1]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of each text after the token that ends a document; 0 for a text without any token."""
         totals = []
         for request in requests:
             windows = get_rolling_token_windows(
@@ -104,7 +156,7 @@ class CheckpointLM(TemplateLM):
                 context_len=1,
             )
             scored = self._loglikelihood_tokens([(None, *make_disjoint_window(window)) for window in windows])
-            totals.append(sum(likelihood for likelihood, _ in scored))
+            totals.append(sum((likelihood for likelihood, _ in scored), 0.0))
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -127,7 +179,8 @@ class CheckpointLM(TemplateLM):
             for text in contexts
         ]
         until = settings.get("until", [])
-        streams = [TextStream(self.codec, [until] if isinstance(until, str) else until) for _ in contexts]
+        stops = [until] if isinstance(until, str) else until
+        streams = [TextStream(self.codec, stops, prompt.tolist()) for prompt in prompts]
         pieces = [""] * len(contexts)
         for step in stream(
             self.network,

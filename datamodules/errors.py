@@ -3,6 +3,9 @@
 import importlib
 from types import ModuleType
 
+# Characters of a text that a message shows.
+SHOWN_CHARACTERS = 24
+
 
 class DocumentError(ValueError):
     """Input that cannot be used; the message names the file and the place in it."""
@@ -10,6 +13,15 @@ class DocumentError(ValueError):
 
 class TokenizerError(DocumentError):
     """A tokenizer that does not give text back as it was; the message shows where."""
+
+
+def difference(text: str, found: str) -> str:
+    """Both texts around the first character at which they differ, for a message."""
+    pairs = enumerate(zip(text, found, strict=False))
+    # One of them may be the beginning of the other.
+    place = next((index for index, (one, other) in pairs if one != other), min(len(text), len(found)))
+    start = max(0, place - SHOWN_CHARACTERS // 2)
+    return f"{text[start : start + SHOWN_CHARACTERS]!r} became {found[start : start + SHOWN_CHARACTERS]!r}"
 
 
 def optional_module(name: str, needed_for: str) -> ModuleType:

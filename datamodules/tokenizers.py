@@ -2,7 +2,6 @@
 
 import codecs
 import functools
-import operator
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.errors import TokenizerError, optional_module
+from datamodules.errors import SHOWN_CHARACTERS, TokenizerError, difference, optional_module
 from datamodules.token_sizes import token_sizes
 
 Tokens = npt.NDArray[Any]
@@ -21,8 +20,6 @@ _WORD_SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 _LONE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 # The 256 bytes, and the token that ends a document.
 LEAST_BPE_TOKENS = 257
-# Characters of a difference that a message shows.
-_SHOWN_CHARACTERS = 24
 
 
 class Tokenizer(Protocol):
@@ -242,13 +239,7 @@ class BpeTokenizer:
         ids = self.encode(text)
         found = self.decode(ids)
         if found != text:
-            # One of them may be the beginning of the other.
-            same = map(operator.eq, text, found)
-            place = next((i for i, equal in enumerate(same) if not equal), min(len(text), len(found)))
-            shown = slice(max(0, place - _SHOWN_CHARACTERS // 2), place + _SHOWN_CHARACTERS // 2)
-            raise TokenizerError(
-                f"the tokenizer does not give the text back: {text[shown]!r} became {found[shown]!r}"
-            )
+            raise TokenizerError(f"the tokenizer does not give the text back: {difference(text, found)}")
         if self.eot_id in ids:
             end = self._tokenizer.id_to_token(self.eot_id)
             raise TokenizerError(
@@ -258,7 +249,7 @@ class BpeTokenizer:
         if counted != size:
             raise TokenizerError(
                 f"bytes cannot be counted by this tokenizer's tokens: {counted} for the {size} of "
-                f"{text[:_SHOWN_CHARACTERS]!r}..."
+                f"{text[:SHOWN_CHARACTERS]!r}..."
             )
         return ids
 
@@ -266,9 +257,9 @@ class BpeTokenizer:
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         # The library has no exception of its own for what a vocabulary without an unknown token cannot spell.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             raise TokenizerError(
-                f"the tokenizer cannot encode {text[:_SHOWN_CHARACTERS]!r}: {error}"
+                f"the tokenizer cannot encode {text[:SHOWN_CHARACTERS]!r}: {error}"
             ) from None
         return np.array(ids, dtype=np.uint32)
 

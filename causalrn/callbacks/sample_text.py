@@ -68,6 +68,8 @@ class SampleText(L.Callback):
             top_k=self.top_k,
             generator=generator,
         )
-        text = self.prompt + tokenizer.decode(tokens[0].cpu().numpy())
+        # Together, as a tokenizer may spell a space with the word after it, and leave it out where a text begins.
+        whole = tokenizer.decode(torch.cat([prompt[0], tokens[0]]).cpu().numpy())
+        text = self.prompt + whole[len(tokenizer.decode(prompt[0].cpu().numpy())) :]
         Path(trainer.default_root_dir, "sample.txt").write_text(text + "\n")
         print(f"\n{text}\n", flush=True)

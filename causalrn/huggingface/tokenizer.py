@@ -31,7 +31,7 @@ def make_tokenizer(description: dict[str, Any]) -> Any:
         tokenizer, special = characters(tokenizers, description["characters"])
     else:
         bpe = BpeTokenizer(description["tokenizer_json"])
-        tokenizer = tokenizers.Tokenizer.from_str(description["tokenizer_json"])
+        tokenizer = tokenizers.Tokenizer.from_str(bpe.tokenizer_json)
         end = tokenizer.id_to_token(bpe.eot_id)
         special = {"eos_token": end, "pad_token": end}
     return transformers.PreTrainedTokenizerFast(
