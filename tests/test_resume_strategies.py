@@ -9,7 +9,7 @@ from causalrn import export
 from causalrn.checkpoint import read_checkpoint
 from tests.ranks import run_plan
 from tests.test_preemption import assert_same
-from tests.test_strategies import NOISE, ROOT, SMALL, STRATEGIES, curves
+from tests.test_strategies import NOISE, ROOT, SMALL, STRATEGIES, TWO, curves
 
 MODEL = "--model.init_args"
 # Another rate, decay and memory of gradients; by the last two the first step after the checkpoint differs already.
@@ -62,7 +62,7 @@ def test_weights_and_settings_arrive(tmp_path: Path) -> None:
     folder = tmp_path / "fsdp" / "checkpoints"
     export.main(["consolidate", str(folder / "last.ckpt"), "--output", str(folder / "whole.ckpt")])
     whole = read_checkpoint(folder / "whole.ckpt")
-    moved = ["--resume", str(folder / "whole.ckpt"), "--config", str(ROOT / "configs/trainer/ddp.yaml")]
+    moved = ["--resume", str(folder / "whole.ckpt"), "--config", str(ROOT / "configs/trainer/ddp.yaml"), *TWO]
     run([[*moved, "--trainer.max_steps", "9", "--run_dir", str(tmp_path / "fsdp")]], 2)
     assert len(curves(tmp_path / "fsdp")["train/loss"]) == 9
     assert_same(read_checkpoint(folder / "whole.ckpt")["state_dict"], whole["state_dict"], "whole.ckpt")

@@ -21,7 +21,7 @@ class ConfiguredValues(L.Callback):
             [{name: value for name, value in group.items() if name != "params"} for group in one.param_groups]
             for one in trainer.optimizers
         ]
-        self.base_rates: list[list[float]] = [
+        self.base_rates: list[list[Any]] = [
             list(getattr(one.scheduler, "base_lrs", [])) for one in trainer.lr_scheduler_configs
         ]
         self.patience = [one.patience for one in early_stops(trainer)]
@@ -44,7 +44,7 @@ def early_stops(trainer: L.Trainer) -> list[EarlyStopping]:
     return [one for one in trainer.early_stopping_callbacks if isinstance(one, EarlyStopping)]
 
 
-def set_rates(scheduler: Any, base_rates: list[float]) -> None:
+def set_rates(scheduler: Any, base_rates: list[Any]) -> None:
     """Puts a restored schedule on other base rates; one without any, as ReduceLROnPlateau, stays as it is."""
     if not base_rates:
         return
