@@ -52,10 +52,14 @@ class Start:
 
     def note_origin(self) -> None:
         """Leaves in the run folder where the run comes from."""
-        if self.origin is not None:
-            path = self.run_dir / ORIGIN
+        path = self.run_dir / ORIGIN
+        # A new run has no past, whatever a start that failed has left here.
+        noted = (read_origin(self.run_dir) if self.checkpoint else {}) | (self.origin or {})
+        if not noted:
+            path.unlink(missing_ok=True)
+        else:
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.origin, indent=2) + "\n")
+            temporary.write_text(json.dumps(noted, indent=2) + "\n")
             temporary.replace(path)
 
 
@@ -78,7 +82,7 @@ def plan_start(arguments: list[str], run_dir: str | None) -> Start:
     folder = choose_run_dir(run_dir, arguments)
     source = flag_value(arguments, "--init_from")
     origin = origin_of("init_from", source) if source else None
-    again = is_restarted() or (is_continued(folder) and origin in (None, read_origin(folder)))
+    again = is_restarted() or (is_continued(folder) and comes_from(folder, origin or {}))
     if again and (newest := newest_checkpoint(folder / "checkpoints")):
         return Start(folder, newest)
     if not again:
@@ -94,7 +98,7 @@ def plan_resume(target: str, arguments: list[str]) -> Start:
     if in_place and is_run_folder(Path(target)):
         return Start(run_dir, find_checkpoint("--resume", target))
     origin = origin_of("resume", target)
-    again = is_restarted() or read_origin(run_dir) == origin
+    again = is_restarted() or comes_from(run_dir, origin)
     newest = newest_checkpoint(run_dir / "checkpoints")
     if in_place:
         checkpoint = find_checkpoint("--resume", target)
@@ -132,7 +136,7 @@ def with_base_config(arguments: list[str]) -> Iterator[list[str]]:
         )
     own = Path(flag_value(arguments, "--run_dir") or target)
     # A later start of the same command needs no more than the run's own folder.
-    again = is_restarted() or read_origin(own) == origin_of("resume", target)
+    again = is_restarted() or comes_from(own, origin_of("resume", target))
     for folder in (own if again else None, run_folder_of(Path(target))):
         if folder is not None and (path := folder / "config.yaml").is_file():
             yield ["--config", str(path), *arguments]
@@ -225,12 +229,17 @@ def origin_of(flag: str, target: str) -> dict[str, str]:
     return {flag: str(Path(target).absolute())}
 
 
-def read_origin(run_dir: Path) -> dict[str, str] | None:
-    """What `Start.note_origin` left, or None."""
+def comes_from(run_dir: Path, origin: dict[str, str]) -> bool:
+    """Whether the run of a folder was begun by a command that says so."""
+    return origin.items() <= read_origin(run_dir).items()
+
+
+def read_origin(run_dir: Path) -> dict[str, str]:
+    """What `Start.note_origin` left, if anything."""
     try:
         return json.loads((run_dir / ORIGIN).read_text())
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def check_continues(checkpoint: Path, network: LanguageModel, data: Any, config: dict[str, Any]) -> list[str]:

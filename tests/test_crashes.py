@@ -132,11 +132,12 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path, con
 def test_a_folder_that_lost_a_file_is_passed_over(tmp_path: Path) -> None:
     old, new = tmp_path / "old.ckpt", tmp_path / "new.ckpt"
     for folder in (old, new):
-        (folder / "checkpoint").mkdir(parents=True)
-        (folder / "sizes.json").write_text('{"checkpoint/rank-0": 4}')
-    (old / "checkpoint" / "rank-0").write_bytes(b"1234")
-    (new / "checkpoint" / "rank-0").write_bytes(b"123")
-    os.utime(old, (1, 1))
+        folder.mkdir()
+        (folder / "sizes.json").write_text('{"rank-0": 4}')
+        # As beside the shards of FSDP.
+        torch.save({"global_step": 2 if folder == new else 1, "loops": {}}, folder / "meta.pt")
+    (old / "rank-0").write_bytes(b"1234")
+    (new / "rank-0").write_bytes(b"123")
     with pytest.warns(UserWarning, match="rank-0 is missing or cut short"):
         assert newest_checkpoint(tmp_path) == old
 

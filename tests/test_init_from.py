@@ -11,6 +11,9 @@ from causalrn import fit
 from causalrn.checkpoint import load_network, read_checkpoint, save_network
 from causalrn.cli import run_command
 from causalrn.loggers import read_metrics
+from causalrn.sweeps.folder import SweepFolder
+from causalrn.sweeps.grid import read_sweep
+from causalrn.sweeps.points import plan_points
 from tests.faults import FAULT, write_config
 from tests.test_fit import CONFIG, error_of
 from tests.test_preemption import assert_same
@@ -109,3 +112,24 @@ def test_wrong_networks_are_named(
         with pytest.raises((ValueError, OSError), match=wanted):
             fit.main(command)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_sweep_passes_it_on(tmp_path: Path, config: Path, source: Path) -> None:
+    plan = {
+        "configs": [str(config)],
+        "set": {"init_from": str(source), "trainer.max_steps": 2},
+        "grid": {"model.init_args.learning_rate": [0.0]},
+        "output": str(tmp_path / "sweep"),
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(plan))
+    sweep = read_sweep(tmp_path / "sweep.yaml")
+    (point,), (planned,) = sweep.points, plan_points(sweep)
+    # Unlike the run folder it belongs to the point: with other weights it would be another one.
+    assert planned.settings["init_from"] == str(source)
+    folder = SweepFolder(sweep.output)
+    folder.prepare()
+    fit.main(folder.arguments(point))
+    assert_same(last(folder.run_dir(point))["state_dict"], last(source)["state_dict"], "state_dict")
+    assert folder.state(point) == "finished"
+    fit.main(folder.arguments(point))
+    assert last(folder.run_dir(point))["global_step"] == 2

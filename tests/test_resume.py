@@ -1,5 +1,6 @@
 """Continuing a run: in its folder or another one, after it was copied, with other settings, and what is refused."""
 
+import json
 import os
 import re
 import shutil
@@ -202,6 +203,21 @@ def test_a_new_learning_rate_holds_from_the_first_step(tmp_path: Path, half: Pat
     fit.main(["--resume", str(half), *flags, str(tmp_path / "moves")])
     moved = last(tmp_path / "moves")["state_dict"]
     assert any(not torch.equal(moved[name], before[name]) for name in moved)
+
+
+def test_a_new_patience_holds(half: Path) -> None:
+    def stopping(patience: int) -> list[str]:
+        stop = {"monitor": "val/loss", "patience": patience, "min_delta": 100.0}
+        callback = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop}
+        return ["--resume", str(half), "--trainer.callbacks", json.dumps([callback])]
+
+    for patience, steps_taken in ((5, 6), (1, 9)):
+        fit.main([*stopping(patience), "--trainer.max_steps", str(steps_taken + 3 * (patience == 1))])
+        (state,) = (
+            state for key, state in last(half)["callbacks"].items() if key.startswith("EarlyStopping")
+        )
+        assert state["patience"] == patience
+        assert last(half)["global_step"] == steps_taken
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from causalrn import export
 from causalrn.checkpoint import read_checkpoint
 from tests.ranks import run_plan
 from tests.test_preemption import assert_same
-from tests.test_strategies import NOISE, ROOT, SMALL, STRATEGIES, curves
+from tests.test_strategies import NOISE, ROOT, SMALL, STRATEGIES, TWO, curves
 
 MODEL = "--model.init_args"
 # Another rate, decay and memory of gradients; by the last two the first step after the checkpoint differs already.
@@ -21,7 +21,8 @@ OTHER = [
 
 @pytest.mark.slow
 def test_weights_and_settings_arrive(tmp_path: Path) -> None:
-    names = [name for name in STRATEGIES if importlib.util.find_spec("deepspeed") or "zero" not in name]
+    # ZeRO-1 restores as ZeRO-2 does.
+    names = ["one", "ddp", "fsdp", *(["zero2", "zero3"] if importlib.util.find_spec("deepspeed") else [])]
 
     def begun(name: str, source: Path, strategy: str) -> list[str]:
         flags = ["--init_from", str(source), "--data.init_args.seed", "5", "--trainer.max_steps", "4"]
@@ -42,7 +43,7 @@ def test_weights_and_settings_arrive(tmp_path: Path) -> None:
     many = [name for name in names if name != "one"]
     plan = [arguments for name in many for arguments in (begun(name, source, name), resumed(name))]
     # From the shards of one strategy into another.
-    crossings = [(a, b) for a, b in (("fsdp", "ddp"), ("zero1", "fsdp"), ("zero3", "zero2")) if a in many]
+    crossings = [(a, b) for a, b in (("fsdp", "ddp"), ("zero3", "fsdp")) if a in many]
     plan += [begun(f"{a}-{b}", tmp_path / a, b) for a, b in crossings]
     run(plan, 2)
     one = curves(tmp_path / "one")
@@ -62,7 +63,7 @@ def test_weights_and_settings_arrive(tmp_path: Path) -> None:
     folder = tmp_path / "fsdp" / "checkpoints"
     export.main(["consolidate", str(folder / "last.ckpt"), "--output", str(folder / "whole.ckpt")])
     whole = read_checkpoint(folder / "whole.ckpt")
-    moved = ["--resume", str(folder / "whole.ckpt"), "--config", str(ROOT / "configs/trainer/ddp.yaml")]
+    moved = ["--resume", str(folder / "whole.ckpt"), "--config", str(ROOT / "configs/trainer/ddp.yaml"), *TWO]
     run([[*moved, "--trainer.max_steps", "9", "--run_dir", str(tmp_path / "fsdp")]], 2)
     assert len(curves(tmp_path / "fsdp")["train/loss"]) == 9
     assert_same(read_checkpoint(folder / "whole.ckpt")["state_dict"], whole["state_dict"], "whole.ckpt")

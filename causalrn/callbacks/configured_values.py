@@ -15,16 +15,19 @@ class ConfiguredValues(L.Callback):
     restored step: exactly for a LambdaLR, in proportion to the new base for others.
     """
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Callbacks are restored next, under some strategies.
+        self.patience = [one.patience for one in early_stops(trainer)]
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Nothing of the training's state is restored before this hook, under any strategy.
+        # Optimizers are there, and under no strategy restored yet.
         self.groups: list[list[dict[str, Any]]] = [
             [{name: value for name, value in group.items() if name != "params"} for group in one.param_groups]
             for one in trainer.optimizers
         ]
-        self.base_rates: list[list[float]] = [
+        self.base_rates: list[list[Any]] = [
             list(getattr(one.scheduler, "base_lrs", [])) for one in trainer.lr_scheduler_configs
         ]
-        self.patience = [one.patience for one in early_stops(trainer)]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.ckpt_path is None:
@@ -44,7 +47,7 @@ def early_stops(trainer: L.Trainer) -> list[EarlyStopping]:
     return [one for one in trainer.early_stopping_callbacks if isinstance(one, EarlyStopping)]
 
 
-def set_rates(scheduler: Any, base_rates: list[float]) -> None:
+def set_rates(scheduler: Any, base_rates: list[Any]) -> None:
     """Puts a restored schedule on other base rates; one without any, as ReduceLROnPlateau, stays as it is."""
     if not base_rates:
         return

@@ -31,8 +31,8 @@ class Norms(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         named = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
         self.parameters = list(named.values())
-        # Empty ones are gathered by their layers alone.
-        self.whole = all(parameter.numel() for parameter in self.parameters)
+        # Those of ZeRO-3 are gathered by their layers alone, and whole by chance, as after a resume.
+        self.whole = not any(hasattr(parameter, "ds_id") for parameter in self.parameters)
         self.blocks = list(dict.fromkeys(block_of(name) for name in named))
         indices = [self.blocks.index(block_of(name)) for name in named]
         self.block_indices = torch.tensor(indices, device=pl_module.device)

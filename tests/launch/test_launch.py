@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from causalrn import fit
 from causalrn.cli import run_command
 from datamodules.packing import PackSettings
 from datamodules.planning import plan_files
@@ -129,6 +130,30 @@ def test_a_used_run_folder_is_refused(folder: Path, capsys: pytest.CaptureFixtur
     (folder / "config.yaml").touch()
     command = [*COPY, "--run_dir", str(folder)]
     assert "holds a run already" in error_of(main, ["--dry-run", "--", *command], capsys)
+
+
+def test_a_resumed_run_is_submitted_into_its_own_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, weights = folder / "first", ["--init_from", str(folder / "first")]
+    command = ["--config", str(ROOT / "configs/copy/quickstart.yaml"), "--trainer.max_steps", "1"]
+    fit.main([*command, "--run_dir", str(run_dir)])
+    (resumed, into), (begun, new) = [
+        submitted(["--dry-run", "--run-dir", str(folder / "new"), "--", *arguments], capsys)
+        for arguments in (["--resume", str(run_dir), "--trainer.max_steps", "2"], [*command, *weights])
+    ]
+    assert f"--resume {run_dir}" in resumed
+    assert into == str(run_dir)
+    assert f"--init_from {run_dir}" in begun
+    assert new == str(folder / "new")
+
+
+def submitted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The line that would submit the job, and the run folder in it."""
+    capsys.readouterr()
+    main(arguments)
+    line = capsys.readouterr().out.splitlines()[-1]
+    return line, line.partition("--run_dir ")[2].split()[0]
 
 
 def test_without_sbatch_it_says_so(
