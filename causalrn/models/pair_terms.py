@@ -29,10 +29,15 @@ class LearnedGain(Gain):
     Args:
         n_heads: number of heads of the mixer.
         start: the factor before training.
+
+    Raises:
+        ValueError: a start of 0 or less, which would tell no pair from another or prefer the worst.
     """
 
     def __init__(self, n_heads: int = 1, start: float = 1.0) -> None:
         super().__init__()
+        if not start > 0:
+            raise ValueError(f"start must be above 0: got {start}")
         self.n_heads = n_heads
         self.start = start
         self.factor = nn.Parameter(torch.empty(n_heads))
@@ -53,6 +58,9 @@ class LogLengthGain(Gain):
     Args:
         slope: growth per e-fold of the position.
         reference: the position + 2 at which the gain is 1, about the training length.
+
+    Raises:
+        ValueError: a reference of 0 or less.
     """
 
     # The first positions have nothing to tell apart; the order of a mean has to be above 0.
@@ -60,6 +68,8 @@ class LogLengthGain(Gain):
 
     def __init__(self, slope: float = 0.4, reference: float = 100.0) -> None:
         super().__init__()
+        if not reference > 0:
+            raise ValueError(f"reference must be above 0: got {reference}")
         self.slope = slope
         self.reference = reference
 
@@ -117,8 +127,13 @@ class PairBias(nn.Module):
         super().__init__()
         if slopes is not None and windows is not None and len(slopes) != len(windows):
             raise ValueError(f"slopes and windows are one per head: got {len(slopes)} and {len(windows)}")
-        if slopes is not None and min(slopes) < 0:
-            raise ValueError(f"slopes must be 0 or more: got {min(slopes)}")
+        for name, values in (("slopes", slopes), ("windows", windows)):
+            if values is not None and not values:
+                raise ValueError(f"{name} are one per head: got none; null stands for no {name}")
+        # Not `< 0`: a NaN is refused, too.
+        wrong = [slope for slope in slopes or () if not slope >= 0]
+        if wrong:
+            raise ValueError(f"slopes must be 0 or more: got {wrong[0]}")
         if windows is not None and any(window is not None and window < 1 for window in windows):
             raise ValueError(f"windows must be 1 or more: got {list(windows)}")
         self.slopes = None if slopes is None else list(slopes)
