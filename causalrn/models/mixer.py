@@ -74,7 +74,7 @@ class Mixer(nn.Module, ABC):
 
 def check_heads(d_hidden: int, n_heads: int) -> None:
     """Raises a ValueError unless the heads divide the channels."""
-    if d_hidden % n_heads:
+    if n_heads < 1 or d_hidden % n_heads:
         raise ValueError(f"d_hidden must be divisible by n_heads: got d_hidden={d_hidden}, n_heads={n_heads}")
 
 

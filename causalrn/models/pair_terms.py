@@ -31,12 +31,15 @@ class LearnedGain(Gain):
     Args:
         n_heads: number of heads of the mixer.
         start: the factor before training.
+
+    Raises:
+        ValueError: a start of 0 or less, which would tell no pair from another or prefer the worst.
     """
 
     def __init__(self, n_heads: int = 1, start: float = 1.0) -> None:
         super().__init__()
         check_range(self, "[1, inf)", n_heads=n_heads)
-        check_range(self, "(-inf, inf)", start=start)
+        check_range(self, "(0, inf)", start=start)
         self.n_heads = n_heads
         self.start = start
         self.factor = nn.Parameter(torch.empty(n_heads))
@@ -57,6 +60,9 @@ class LogLengthGain(Gain):
     Args:
         slope: growth per e-fold of the position.
         reference: the position + 2 at which the gain is 1, about the training length.
+
+    Raises:
+        ValueError: a reference of 0 or less.
     """
 
     # The first positions have nothing to tell apart; the order of a mean has to be above 0.
@@ -124,6 +130,9 @@ class PairBias(nn.Module):
         super().__init__()
         if slopes is not None and windows is not None and len(slopes) != len(windows):
             raise ValueError(f"slopes and windows are one per head: got {len(slopes)} and {len(windows)}")
+        for name, values in (("slopes", slopes), ("windows", windows)):
+            if values is not None and not values:
+                raise ValueError(f"{name} are one per head: got none; null stands for no {name}")
         check_range(self, "[0, inf)", slopes=slopes)
         check_range(self, "[1, inf)", windows=windows)
         self.slopes = None if slopes is None else list(slopes)

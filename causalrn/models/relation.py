@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.state import PoolState
-from causalrn.ops import normalise, relation_linear, relation_quadratic
-from causalrn.ops.quadratic_step import relation_quadratic_step
+from causalrn.ops import normalise, relation_linear, relation_quadratic_shifted
+from causalrn.ops.quadratic_step import relation_quadratic_step_shifted
 from causalrn.ops.reference import Activation, LinearState
 from causalrn.ranges import check_range
 
 OutputNorm = Literal["layer", "rms"]
+# Rows are scaled down to this before a norm, which would square them out of the range of floats: far above every eps.
+LARGEST_NORMALISED = 2.0**60
 
 
 class Relation(Mixer):
@@ -116,7 +118,8 @@ class QuadraticRelation(Relation):
     def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
         positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
         gain = self.gain_at(positions)
-        out = relation_quadratic(q, k, causal=self.causal, gain=gain, **self.pair_settings)
+        mean, shift = relation_quadratic_shifted(q, k, causal=self.causal, gain=gain, **self.pair_settings)
+        out = self.finish(mean, shift, gain)
         if self.activation == "official_elu" and self.causal:
             out = out + official_mask_shift(out)
         return out
@@ -125,7 +128,24 @@ class QuadraticRelation(Relation):
         self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B H D"]:
         gain = self.gain_at(lengths - 1)
-        return relation_quadratic_step(q, pool, lengths, gain=gain, **self.pair_settings)
+        mean, shift = relation_quadratic_step_shifted(q, pool, lengths, gain=gain, **self.pair_settings)
+        return self.finish(mean, shift, gain)
+
+    def finish(
+        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+    ) -> Float[Tensor, "*shape H D"]:
+        """The value of mean * exp(shift) up to a factor per position, which `post_norm` erases; 1 in the usual range."""
+        bound = math.log(LARGEST_NORMALISED)
+        # Without a gain, the exponents of exactly normalised pairs are at most sqrt(D).
+        plain = self.pre_norm == "exact" and gain is None and math.sqrt(mean.shape[-1]) < bound
+        if self.activation != "exp" or plain:
+            return mean
+        out = mean
+        if shift is not None:
+            excess = (shift.amax((-2, -1), keepdim=True) - bound).clamp(min=0)
+            out = (out * (shift - excess).exp()).to(mean.dtype)
+        largest = out.detach().amax((-2, -1), keepdim=True)
+        return out / (largest / LARGEST_NORMALISED).clamp(min=1)
 
     def combine(self, out: Float[Tensor, "B T H D"]) -> Float[Tensor, "B T C"]:
         return self.out_proj(self.post_norm(rearrange(out, "b t h d -> b t (h d)")))
@@ -158,6 +178,11 @@ class QuadraticRelation(Relation):
 
 class QuadraticRelationWithoutPostNorm(QuadraticRelation):
     """The ablation without the normalisation after the sum (official `PostNorm: "no"`)."""
+
+    def finish(
+        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+    ) -> Float[Tensor, "*shape H D"]:
+        return mean if shift is None else (mean * shift.exp()).to(mean.dtype)
 
     def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
         return out
@@ -222,17 +247,12 @@ class LogMeanExpRelation(PositionalRelation):
         gain: above 0.
     """
 
-    def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
-        positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
-        return self.take_log(super().relate(q, k), self.gain_at(positions))
-
-    def relate_step(
-        self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B H D"]:
-        return self.take_log(super().relate_step(q, pool, lengths), self.gain_at(lengths - 1))
-
-    def take_log(self, mean: Tensor, gain: Tensor | None) -> Tensor:
-        out = mean.float().log()
+    def finish(
+        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+    ) -> Float[Tensor, "*shape H D"]:
+        out = mean.to(torch.promote_types(mean.dtype, torch.float32)).log()
+        if shift is not None:
+            out = out + shift
         return (out if gain is None else out / gain[..., None]).to(mean.dtype)
 
 

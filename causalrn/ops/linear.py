@@ -100,7 +100,7 @@ def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float,
         raise ValueError(f"relation_linear: got q {q.dtype} and k {k.dtype}, wanted one floating-point dtype")
     if norm not in get_args(LinearNorm):
         raise ValueError(f"relation_linear: got norm {norm!r}, wanted one of {get_args(LinearNorm)}")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"relation_linear: got eps {eps}, wanted a number >= 0")
     if state is not None:
         total, count = (q.shape[0], *q.shape[2:]), q.shape[:1]

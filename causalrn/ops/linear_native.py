@@ -63,7 +63,7 @@ def run(
         **strides,
         **{name: x.data_ptr() for name, x in {**inputs, **tensors}.items() if x is not None},
     )
-    function = native.find_kernel(kernel)
+    function = native.find_kernel(kernel, Arguments)
     assert function is not None
     if function(ctypes.byref(arguments)) != 0:
         raise MemoryError(f"{kernel}: no memory left for the scratch rows of k {tuple(k.shape)}")

@@ -39,30 +39,43 @@ def supported_instruction_sets() -> tuple[str, ...]:
     return INSTRUCTION_SETS[: best + 1]
 
 
-def find_kernel(name: str) -> Callable[..., int] | None:
+def find_kernel(name: str, arguments: type[ctypes.Structure]) -> Callable[..., int] | None:
     """The library's function `name` for the best instruction set of this CPU, or None without a library.
 
     The environment variable CAUSALRN_ISA (plain, avx2 or avx512) asks for another instruction set.
 
+    Args:
+        arguments: the structure that the function takes a pointer to.
+
     Raises:
         ValueError: CAUSALRN_ISA names no instruction set that this CPU runs.
-        RuntimeError: the library was built from an older source.
+        RuntimeError: the library was built from other sources: it has no such function, or one of another structure.
     """
     library = load_library()
-    return None if library is None else find_variant(library, name, os.environ.get(ISA_VARIABLE))
+    return None if library is None else find_variant(library, name, arguments, os.environ.get(ISA_VARIABLE))
 
 
 # Every decoding step asks for a few kernels per layer.
 @cache
-def find_variant(library: ctypes.CDLL, name: str, isa: str | None) -> Callable[..., int]:
+def find_variant(
+    library: ctypes.CDLL, name: str, arguments: type[ctypes.Structure], isa: str | None
+) -> Callable[..., int]:
     """As `find_kernel`, for an instruction set that is named or, if None or "", the best one."""
     supported = supported_instruction_sets()
     isa = isa or supported[-1]
     if isa not in supported:
         raise ValueError(f"{ISA_VARIABLE}: got {isa!r}, wanted one of {', '.join(supported)}")
     try:
-        return library[f"causalrn_{name}_{isa}"]
+        function, count_bytes = library[f"causalrn_{name}_{isa}"], library[f"causalrn_{name}_bytes_{isa}"]
     except AttributeError as error:
         raise RuntimeError(
             f"{error}: the library is older than the package, install causalrn again"
         ) from None
+    count_bytes.restype = ctypes.c_int64
+    last = getattr(arguments, arguments._fields_[-1][0])
+    if (built := count_bytes()) != (wanted := last.offset + last.size):
+        raise RuntimeError(
+            f"{library._name}: {name} was built for arguments of {built} bytes, the package calls it with {wanted}: "
+            "the library is of another version than the package, install causalrn again"
+        )
+    return function

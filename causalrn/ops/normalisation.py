@@ -1,7 +1,7 @@
 """Plain layer and RMS normalisation as one operator: one pass over memory forward, one backward."""
 
 import ctypes
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,14 @@ def normalise(x: Float[Tensor, "*shape D"], norm: Norm, eps: float) -> Float[Ten
         x: rows of D channels.
         norm: "layer", "rms" or "none", which returns x.
         eps: added to the standard deviation, in the units of x.
+
+    Raises:
+        ValueError: an unknown norm, or eps < 0.
     """
+    if norm not in get_args(Norm):
+        raise ValueError(f"normalise: got norm {norm!r}, wanted one of {get_args(Norm)}")
+    if not eps >= 0:
+        raise ValueError(f"normalise: got eps {eps}, wanted a number >= 0")
     if norm == "none":
         return x
     return torch.ops.causalrn.normalise(x, norm, eps)[0]
@@ -45,7 +52,8 @@ def run_native(
     kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None
 ) -> Tensor | None:
     """The kernel's result, or None where the library does not serve these tensors."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or (function := native.find_kernel(kernel)) is None:
+    function = native.find_kernel(kernel, Arguments) if x.dtype in (torch.float32, torch.bfloat16) else None
+    if function is None:
         return None
     out = torch.empty_like(x)
     arguments = Arguments(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.exponents import exponent_range
 from causalrn.ops.reference import Activation, Norm
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -19,9 +20,9 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "k", "grad", "out", "dq", "dk")),
-        *((name, ctypes.c_void_p) for name in ("gain", "dgain", "window", "slope")),
+        *((name, ctypes.c_void_p) for name in ("gain", "dgain", "window", "slope", "shift")),
         *((name, ctypes.c_int64) for name in ("batch", "queries", "keys", "heads", "channels")),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("eps", "range")),
         *((name, ctypes.c_int32) for name in ("causal", "norm", "activation", "bf16", "threads")),
     )
 
@@ -45,6 +46,7 @@ def run(
         heads=heads,
         channels=channels,
         eps=eps,
+        range=exponent_range(tensors.get("slope")),
         causal=causal,
         norm=get_args(Norm).index(norm),
         activation=get_args(Activation).index(activation),
@@ -52,7 +54,7 @@ def run(
         threads=min(torch.get_num_threads(), 1 + elements // ELEMENTS_PER_THREAD),
         **{name: x.data_ptr() for name, x in {"q": q, "k": k, **tensors}.items() if x is not None},
     )
-    function = native.find_kernel(kernel)
+    function = native.find_kernel(kernel, Arguments)
     assert function is not None
     if function(ctypes.byref(arguments)) != 0:
         raise MemoryError(
@@ -74,12 +76,13 @@ def forward(
     causal: bool,
     norm: str,
     activation: str,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic`."""
+    """The operator's value; arguments as `relation_quadratic`. Of rows beyond the range, `shift` (zeros) is filled in."""
     q, k = q.contiguous(), k.contiguous()
     out = torch.empty_like(q)
     optional = {"gain": contiguous(gain), "window": contiguous(window), "slope": contiguous(slope)}
-    run("quadratic_forward", q, k, eps, causal, norm, activation, out=out, **optional)
+    run("quadratic_forward", q, k, eps, causal, norm, activation, out=out, shift=shift, **optional)
     return out
 
 
@@ -94,8 +97,9 @@ def backward(
     causal: bool,
     norm: str,
     activation: str,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients with respect to q, k and gain (None without a gain)."""
+    """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass."""
     grad, q, k = grad.contiguous(), q.contiguous(), k.contiguous()
     dq, dk = torch.empty_like(q), torch.empty_like(k)
     # One row per batch entry, summed here, so that the sum is the same in every run.
@@ -113,6 +117,7 @@ def backward(
         dq=dq,
         dk=dk,
         dgain=dgain,
+        shift=contiguous(shift),
         **optional,
     )
     return dq, dk, None if dgain is None else dgain.sum(0).mT.contiguous()

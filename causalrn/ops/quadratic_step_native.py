@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.exponents import exponent_range
 from causalrn.ops.reference import Activation, Norm
 
 POOL_DTYPES = (torch.float32, torch.bfloat16)
@@ -20,12 +21,12 @@ class Arguments(ctypes.Structure):
     """`StepArguments` of csrc/quadratic_step.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "pool", "lengths", "out", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("q", "pool", "lengths", "out", "scratch", "shift")),
         *((name, ctypes.c_void_p) for name in ("gain", "window", "slope")),
         *((name, ctypes.c_int64) for name in ("batch", "positions", "heads", "channels")),
         *((f"{axis}_stride", ctypes.c_int64) for axis in ("batch", "position", "head")),
         ("part", ctypes.c_int64),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("eps", "range")),
         *((name, ctypes.c_int32) for name in ("norm", "activation", "bf16", "threads")),
     )
 
@@ -50,13 +51,14 @@ def forward(
     eps: float,
     norm: str,
     activation: str,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic_step`."""
+    """The operator's value; arguments as `relation_quadratic_step`. Of rows beyond the range, `shift` is filled in."""
     q = q.contiguous()
     batch, positions, heads, channels = pool.shape
     out = torch.empty_like(q)
     parts = -(-positions // PART_POSITIONS)
-    scratch = q.new_empty(batch * heads * parts, channels)
+    scratch = q.new_empty((1 if shift is None else 2) * batch * heads * parts, channels)
     tensors = {
         "q": q,
         "pool": pool,
@@ -65,7 +67,7 @@ def forward(
         "scratch": scratch,
         **{
             name: x.contiguous()
-            for name, x in (("gain", gain), ("window", window), ("slope", slope))
+            for name, x in (("gain", gain), ("window", window), ("slope", slope), ("shift", shift))
             if x is not None
         },
     }
@@ -79,13 +81,14 @@ def forward(
         head_stride=pool.stride(2),
         part=PART_POSITIONS,
         eps=eps,
+        range=exponent_range(slope),
         norm=get_args(Norm).index(norm),
         activation=get_args(Activation).index(activation),
         bf16=pool.dtype is torch.bfloat16,
         threads=min(torch.get_num_threads(), 1 + batch * positions * heads * channels // ELEMENTS_PER_THREAD),
         **{name: x.data_ptr() for name, x in tensors.items()},
     )
-    function = native.find_kernel("quadratic_step")
+    function = native.find_kernel("quadratic_step", Arguments)
     assert function is not None
     function(ctypes.byref(arguments))
     return out

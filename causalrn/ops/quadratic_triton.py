@@ -8,19 +8,25 @@ exponentials. Per channel of a pair that is one exponential (a special-function 
 6 to 7 ordinary instructions, so the exponentials set the pace; moving a share of them to a polynomial costs
 about 10 ordinary instructions each, more than the free issue slots, and is left out.
 
+Rows whose exponentials would leave the range of float32 are done by a second launch, which finds the largest exponent of
+each channel on its way; where there are none, its programs end at once. The first launch takes their gain for 0.
+
 The backward runs one such kernel for dq and one for dk (own and partner change places) without atomics:
 deterministic, at two exponentials per channel of a pair, one in each kernel.
 """
 
-# Triton's compile-time parameters are in capitals, are typed by what they become, and need an else beside a return.
-# ruff: noqa: N803, N806, RET505
+# Triton's compile-time parameters are in capitals, are and are typed by what they become.
+# ruff: noqa: N803, N806
 # pyright: reportArgumentType=false, reportAssignmentType=false
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from causalrn.ops.exponents import beyond_range
 from causalrn.ops.triton_common import (
     INTERPRETED,
     LOG2_E,
@@ -32,13 +38,17 @@ from causalrn.ops.triton_common import (
     unpack,
     window_span,
 )
+from causalrn.ops.triton_pairs import (
+    LANES,
+    MASKED,
+    activate,
+    activation_slope,
+    pair_mean,
+    pair_std,
+    pair_weight,
+)
 
 LN_2 = 0.6931471805599453
-# Exponent of a pair out of reach: exp2 gives 0, and 0 times it stays finite, unlike with infinity.
-MASKED = tl.constexpr(-1e30)
-INVERSE_SQRT_2 = tl.constexpr(0.7071067811865476)
-INVERSE_SQRT_2_PI = tl.constexpr(0.3989422804014327)
-LANES = tl.constexpr(32)
 
 # One warp per channel of a step. A tile stays below 32 partners: up to there Triton lets each thread read its
 # partners as 16-byte broadcasts, above it stages every step through shared memory with two barriers.
@@ -47,6 +57,8 @@ TUNED = [
     for subrows, tile, warps in ((2, 16, 4), (2, 16, 8), (1, 16, 4), (1, 16, 8), (4, 8, 4), (2, 8, 8))
 ]
 CONFIGS = TUNED[:1] if INTERPRETED else TUNED
+# For the second launch, which mostly has nothing to do that could be tuned on.
+SHIFTED_CONFIG = TUNED[2]
 KEY = ["channels", "GOAL", "NORM", "ACTIVATION", "PAIR_MEAN", "WEIGHTED"]
 
 
@@ -61,92 +73,25 @@ def _balanced(turn, n_blocks, LAST_IS_LONGEST: tl.constexpr):
     return block if LAST_IS_LONGEST else n_blocks - 1 - block
 
 
-@triton.jit
-def _activation(u, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "exp":
-        return tl.exp2(u * LOG2_E)
-    elif ACTIVATION == "relu":
-        return tl.maximum(u, 0.0)
-    elif ACTIVATION == "elu":
-        return tl.where(u > 0.0, u, tl.exp2(tl.minimum(u, 0.0) * LOG2_E) - 1.0)
-    else:
-        return 0.5 * u * (1.0 + tl.erf(u * INVERSE_SQRT_2))
-
-
-@triton.jit
-def _activation_slope(u, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "exp":
-        return tl.exp2(u * LOG2_E)
-    elif ACTIVATION == "relu":
-        return tl.where(u > 0.0, 1.0, 0.0)
-    elif ACTIVATION == "elu":
-        return tl.exp2(tl.minimum(u, 0.0) * LOG2_E)
-    else:
-        density = tl.exp2(u * u * (LOG2_E * -0.5)) * INVERSE_SQRT_2_PI
-        return 0.5 * (1.0 + tl.erf(u * INVERSE_SQRT_2)) + u * density
-
-
-@triton.jit
-def _pair_mean(
-    own_mean, partner_mean, own_at, partner_at, own_groups, partner_groups, PAIR_MEAN: tl.constexpr
-):
-    """Mean over the channels of q_i + k_j, (TILE, SUBROWS, LANES); the leading parts cancel before the rest is added."""
-    if PAIR_MEAN:
-        high = tl.load(own_mean + own_at) + tl.load(partner_mean + partner_at)
-        return high + (
-            tl.load(own_mean + own_groups + own_at) + tl.load(partner_mean + partner_groups + partner_at)
-        )
-    else:
-        return tl.zeros((1, 1, 1), tl.float32)
-
-
-@triton.jit
-def _pair_std(
-    own_pointers, partner_pointers, mean, own_step, partner_step, channels, padded_channels,
-    PAIR_MEAN: tl.constexpr, TILE: tl.constexpr, SUBROWS: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """Standard deviation (root mean square without a mean) of q_i + k_j over the channels, (TILE, SUBROWS, LANES).
-
-    Squares of the sums themselves: the expanded |q|^2 + |k|^2 + 2 q.k loses its digits where q_i is close to -k_j.
-    """
-    squares = tl.zeros((TILE, SUBROWS, STEP, LANES), tl.float32)
-    for _ in range(0, padded_channels, STEP):
-        x = tl.load(own_pointers)[None] + tl.load(partner_pointers)[:, None, :, None]
-        if PAIR_MEAN:
-            x -= mean[:, :, None, :]
-        squares += x * x
-        own_pointers += own_step
-        partner_pointers += partner_step
-    return tl.sqrt(tl.sum(squares, 2) / channels)
-
-
-@triton.jit
-def _pair_weight(i, j, n_keys, span, slope, CAUSAL: tl.constexpr, HAS_SLOPE: tl.constexpr):
-    """Whether j is reachable from i, and the weight of the pair."""
-    distance = tl.abs(i - j)
-    reachable = (i < n_keys) & (j < n_keys) & (distance < span)
-    if CAUSAL:
-        reachable = reachable & (j <= i)
-    weight = tl.where(reachable, 1.0, 0.0)
-    if HAS_SLOPE:
-        weight = weight * tl.exp2(-slope * LOG2_E * distance.to(tl.float32))
-    return reachable, weight
-
-
 @triton.autotune(CONFIGS, key=KEY, reset_to_zero=["result"])
 @triton.jit(do_not_specialize=["own_length", "partner_length", "n_keys", "channels", "groups", "unit"])
 def _relation_kernel(
-    own, partner, own_mean, partner_mean, grad, result, gain, dgain, window, slope, eps,
+    own, partner, own_mean, partner_mean, grad, result, gain, dgain, tops, shifted, window, slope, eps,
     own_length, partner_length, n_keys, channels, padded_channels, own_padded, partner_padded, groups, heads, unit,
     GOAL: tl.constexpr, CAUSAL: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     PAIR_MEAN: tl.constexpr, WEIGHTED: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_SLOPE: tl.constexpr, SUBROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    HAS_SLOPE: tl.constexpr, SHIFTED: tl.constexpr,
+    SUBROWS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Adds to `result` what GOAL asks for: "out" and "dq" own queries, "dk" owns keys; "dq" and "dk" read `grad`.
 
     Tensors are channel-major, (groups = B*H, padded_channels, *_padded); `grad` is divided by the numbers of
     reachable keys. Unless WEIGHTED (anything but plain exponentials), logarithms are to base 2, the weight of a
     pair is in its shift, and gradients come out times log2(e).
+
+    SHIFTED: the queries with a gain other than 0, which lie between the two indices in `shifted` (2, heads), are summed
+    relative to the largest exponent of each channel, `tops`, laid out as the queries: "out" raises it from far below
+    every exponent and clears what `result` held; for the other queries it holds 0, and nothing is added.
     """
     OWN_IS_QUERY: tl.constexpr = GOAL != "dk"
     UNIT: tl.constexpr = 1.0 if WEIGHTED else LOG2_E
@@ -186,17 +131,25 @@ def _relation_kernel(
     else:
         low = first if CAUSAL else first_key(first, span)
         high = tl.minimum(last + span, n_keys) - 1
+    if SHIFTED:
+        first_shifted = tl.load(shifted + head)
+        last_shifted = tl.load(shifted + heads + head)
+        if OWN_IS_QUERY:
+            high = tl.where((start <= last_shifted) & (start + ROWS > first_shifted), high, -1)
+        else:
+            low = tl.maximum(low, first_shifted + partner_shift)
+            high = tl.minimum(high, last_shifted + partner_shift)
     low = tl.maximum(low - partner_shift, 0) // TILE * TILE
 
     for tile in range(low, high - partner_shift + 1, TILE):
         partner_index = tile + tl.arange(0, TILE)[:, None, None]
-        mean = _pair_mean(
+        mean = pair_mean(
             own_mean + group * own_padded, partner_mean + group * partner_padded, own_index, partner_index,
             groups * own_padded, groups * partner_padded, PAIR_MEAN,
         )  # fmt: skip
         scale = tl.full((TILE, SUBROWS, LANES), UNIT, tl.float32)
         if NORM != "none":
-            std = _pair_std(
+            std = pair_std(
                 own + own_base + own_at, partner + partner_base + tile + partner_at, mean, own_step, partner_step,
                 channels, padded_channels, PAIR_MEAN, TILE, SUBROWS, STEP,
             )  # fmt: skip
@@ -209,7 +162,10 @@ def _relation_kernel(
                 pair_gain = tl.load(
                     gain + partner_index * heads + head, mask=partner_index < partner_length, other=0.0
                 )
-        reachable, weight = _pair_weight(i, j, n_keys, span, pair_slope, CAUSAL, HAS_SLOPE)
+        reachable, weight = pair_weight(i, j, n_keys, span, pair_slope, CAUSAL, HAS_SLOPE)
+        if SHIFTED:
+            reachable = reachable & (pair_gain != 0.0)
+            log_weight = tl.where(reachable, -pair_slope * tl.abs(i - j).to(tl.float32), MASKED)
         # A scale of 0 alone silences a pair in the backward, where all that it gives is a multiple of the scale.
         scale = tl.where(reachable, scale, 0.0)
         shift = -mean * scale
@@ -222,21 +178,34 @@ def _relation_kernel(
         # What the last tile added to `result` must be visible before it is read back.
         tl.debug_barrier()
         if GOAL == "out":
+            top_pointers = tops + own_base + own_at if SHIFTED else result_pointers
             for _ in range(0, padded_channels, STEP):
                 x = tl.load(own_pointers)[None] + tl.load(partner_pointers)[:, None, :, None]
                 z = x * scale[:, :, None, :]
                 if PAIR_MEAN or BY_SHIFT:
                     z += shift[:, :, None, :]
-                if WEIGHTED:
-                    value = _activation(z * pair_gain[:, :, None, :], ACTIVATION) * weight[:, :, None, :]
+                if SHIFTED:
+                    exponent = z * pair_gain[:, :, None, :] + log_weight[:, :, None, :]
+                    top = tl.load(top_pointers)
+                    largest = tl.maximum(top, tl.max(exponent, 0))
+                    value = tl.exp2((exponent - largest[None]) * LOG2_E)
+                    before = tl.load(result_pointers) * tl.exp2((top - largest) * LOG2_E)
+                    tl.store(result_pointers, before + tl.sum(value, 0))
+                    tl.store(top_pointers, largest)
+                    top_pointers += own_step
                 else:
-                    value = tl.exp2(z)
-                tl.store(result_pointers, tl.load(result_pointers) + tl.sum(value, 0))
+                    if WEIGHTED:
+                        value = activate(z * pair_gain[:, :, None, :], ACTIVATION) * weight[:, :, None, :]
+                    else:
+                        value = tl.exp2(z)
+                    tl.store(result_pointers, tl.load(result_pointers) + tl.sum(value, 0))
                 own_pointers += own_step
                 partner_pointers += partner_step
                 result_pointers += own_step
         else:
-            grad_pointers = grad + (own_base + own_at if OWN_IS_QUERY else partner_base + tile + partner_at)
+            query_at = own_base + own_at if OWN_IS_QUERY else partner_base + tile + partner_at
+            grad_pointers = grad + query_at
+            top_pointers = tops + query_at if SHIFTED else grad_pointers
             # Sum over the channels of dL/dz * z.
             inner = tl.zeros((TILE, SUBROWS, STEP, LANES), tl.float32)
             slope_scale = scale * pair_gain if WEIGHTED else scale
@@ -245,10 +214,14 @@ def _relation_kernel(
                 z = x * scale[:, :, None, :]
                 if PAIR_MEAN or BY_SHIFT:
                     z += shift[:, :, None, :]
-                if WEIGHTED:
-                    value = (
-                        _activation_slope(z * pair_gain[:, :, None, :], ACTIVATION) * weight[:, :, None, :]
-                    )
+                if SHIFTED:
+                    exponent = z * pair_gain[:, :, None, :] + log_weight[:, :, None, :]
+                    top = tl.load(top_pointers)
+                    exponent -= top[None] if OWN_IS_QUERY else top[:, None, :, None]
+                    value = tl.exp2(exponent * LOG2_E)
+                    top_pointers += own_step if OWN_IS_QUERY else partner_step
+                elif WEIGHTED:
+                    value = activation_slope(z * pair_gain[:, :, None, :], ACTIVATION) * weight[:, :, None, :]
                 else:
                     value = tl.exp2(z)
                 if OWN_IS_QUERY:
@@ -275,7 +248,7 @@ def _relation_kernel(
                     spread, slope_scale * inner_sum / (tl.where(spread, std, 1.0) * (UNIT * channels)), 0.0
                 )
                 # Read again rather than kept in registers meanwhile.
-                mean = _pair_mean(
+                mean = pair_mean(
                     own_mean + group * own_padded, partner_mean + group * partner_padded, own_index, partner_index,
                     groups * own_padded, groups * partner_padded, PAIR_MEAN,
                 )  # fmt: skip
@@ -292,7 +265,8 @@ def _relation_kernel(
                     partner_pointers += partner_step
                     result_pointers += own_step
     if HAS_GAIN and GOAL == "dq":
-        tl.store(dgain + group * own_padded + own_index, gain_grad)
+        mine = pair_gain != 0.0 if SHIFTED else None
+        tl.store(dgain + group * own_padded + own_index, gain_grad, mask=mine)
 
 
 def _prepare(x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
@@ -306,10 +280,36 @@ def _prepare(x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
     return pack(x, centre="store" if x.dtype == torch.float32 else "subtract")
 
 
+class Shifted(NamedTuple):
+    """What the second launch is told.
+
+    Attributes:
+        gain: 0 but in the rows beyond the range, (Tq, H).
+        span: index of the first and the last of these rows, per head, int32.
+        shift: channel-major.
+    """
+
+    gain: Tensor
+    span: Tensor
+    shift: Tensor
+
+
+def _split(
+    gain: Tensor, n_keys: int, channels: int, slope: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which rows (Tq, H) need a shift, were there no window; the gains of the others and theirs, else 0; their span."""
+    positions = torch.arange(n_keys - len(gain), n_keys, device=gain.device)[:, None]
+    count = positions + 1 if causal else torch.full_like(positions, n_keys)
+    rows = beyond_range(gain, count, channels, slope)
+    index = torch.arange(len(gain), device=gain.device, dtype=torch.int32)[:, None]
+    span = torch.stack([torch.where(rows, index, 2**30).amin(0), torch.where(rows, index, -1).amax(0)])
+    return rows, gain.masked_fill(rows, 0), gain.masked_fill(~rows, 0), span
+
+
 def _launch(
     goal: str, own: tuple[Tensor, Tensor], partner: tuple[Tensor, Tensor], grad: Tensor | None, lengths: tuple[int, int],
     channels: int, gain: Tensor | None, window: Tensor | None, slope: Tensor | None, eps: float, causal: bool,
-    norm: str, activation: str, heads: int,
+    norm: str, activation: str, heads: int, shifted: Shifted | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Runs the kernel; gives its result and the gain's gradient, both channel-major."""
     packed, mean = own
@@ -319,38 +319,57 @@ def _launch(
     result = torch.zeros_like(packed)
     needs_gain = gain is not None and goal == "dq"
     dgain = torch.empty(groups, own_padded if needs_gain else 0, dtype=torch.float32, device=packed.device)
-    _relation_kernel[lambda meta: (groups * ceil_div(n_own, 32 * meta["SUBROWS"]),)](
-        packed, partner[0], mean, partner[1], grad, result, gain, dgain, window, slope, eps,
-        n_own, lengths[goal != "dk"], lengths[1], channels, padded_channels, own_padded, partner[0].shape[2], groups,
-        heads, 1, GOAL=goal, CAUSAL=causal, NORM=norm, ACTIVATION=activation, PAIR_MEAN=mean.shape[2] > 0,
-        WEIGHTED=activation != "exp" or gain is not None or slope is not None, HAS_GAIN=gain is not None,
-        HAS_WINDOW=window is not None, HAS_SLOPE=slope is not None,
-    )  # fmt: skip
+
+    def run(kernel: Any, gain: Tensor | None, shift: Tensor | None, span: Tensor | None, **config: int) -> None:  # fmt: skip
+        kernel[lambda meta: (groups * ceil_div(n_own, 32 * meta["SUBROWS"]),)](
+            packed, partner[0], mean, partner[1], grad, result, gain, dgain, shift, span, window, slope, eps,
+            n_own, lengths[goal != "dk"], lengths[1], channels, padded_channels, own_padded, partner[0].shape[2],
+            groups, heads, 1, GOAL=goal, CAUSAL=causal, NORM=norm, ACTIVATION=activation,
+            PAIR_MEAN=mean.shape[2] > 0, WEIGHTED=activation != "exp" or gain is not None or slope is not None,
+            HAS_GAIN=gain is not None, HAS_WINDOW=window is not None, HAS_SLOPE=slope is not None,
+            SHIFTED=shift is not None, **config,
+        )  # fmt: skip
+
+    run(_relation_kernel, gain, None, None)
+    if shifted is not None:
+        config = {**SHIFTED_CONFIG.kwargs, "num_warps": SHIFTED_CONFIG.num_warps}
+        run(_relation_kernel.fn, shifted.gain, shifted.shift, shifted.span, **config)
     return result, dgain
 
 
 def forward(
     q: Tensor, k: Tensor, gain: Tensor | None, window: Tensor | None, slope: Tensor | None, eps: float,
-    causal: bool, norm: str, activation: str,
+    causal: bool, norm: str, activation: str, shift: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`reference.relation_quadratic_reference` on q (B, Tq, H, D) and k (B, Tk, H, D), Tq <= Tk, of one dtype."""
+    """`reference.relation_quadratic_reference` on q (B, Tq, H, D) and k (B, Tk, H, D), Tq <= Tk, of one dtype.
+
+    Of rows beyond the range, `shift` (B, Tq, H, D), zeros, is filled in.
+    """
     if q.numel() == 0:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     n_keys = k.shape[1]
     with on_device_of(q):
         sides = _prepare(q, norm), _prepare(k, norm)
+        shifted = None
+        if shift is not None and gain is not None:
+            rows, gain, their_gain, span = _split(gain, n_keys, q.shape[3], slope, causal)
+            # Far below every exponent, but with a finite difference from it.
+            start = torch.where(rows, MASKED.value, 0.0)[None, :, :, None].expand_as(shift)
+            shifted = Shifted(their_gain, span, pack(start)[0])
         result, _ = _launch(
             "out", *sides, None, (q.shape[1], n_keys), q.shape[3], gain, window, slope, eps, causal, norm,
-            activation, q.shape[2],
+            activation, q.shape[2], shifted,
         )  # fmt: skip
+        if shift is not None and shifted is not None:
+            shift.copy_(unpack(shifted.shift, shift))
         return unpack(result, q, divide=True, n_keys=n_keys, window=window, causal=causal)
 
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, gain: Tensor | None, window: Tensor | None, slope: Tensor | None, eps: float,
-    causal: bool, norm: str, activation: str,
+    causal: bool, norm: str, activation: str, shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients (dq, dk, dgain) of `forward`; dgain, float32, is empty without a gain."""
+    """Gradients (dq, dk, dgain) of `forward` with the shift it gave; dgain, float32, is empty without a gain."""
     batch, n_queries, heads, channels = q.shape
     n_keys = k.shape[1]
     if q.numel() == 0:
@@ -361,8 +380,13 @@ def backward(
     with on_device_of(q):
         queries, keys = _prepare(q, norm), _prepare(k, norm)
         packed_grad, _ = pack(grad, divide=True, n_keys=n_keys, window=window, causal=causal)
+        shifted = None
+        if shift is not None and gain is not None:
+            _, gain, their_gain, span = _split(gain, n_keys, channels, slope, causal)
+            shifted = Shifted(their_gain, span, pack(shift)[0])
         setting = (
             packed_grad, (n_queries, n_keys), channels, gain, window, slope, eps, causal, norm, activation, heads,
+            shifted,
         )  # fmt: skip
         plain = activation == "exp" and gain is None and slope is None
         finish = {"factor": LN_2 if plain else 1.0, "centre": norm == "layer"}

@@ -12,6 +12,16 @@ from causalrn.ops import native
 PROBE_BYTES = 2**29
 
 
+class Arguments(ctypes.Structure):
+    """`ReadArguments` of csrc/read_probe.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out")),
+        ("count", ctypes.c_int64),
+        ("threads", ctypes.c_int32),
+    )
+
+
 def measure_read_bandwidth(device: torch.device, *, measurements: int = 9) -> float:
     """Median bytes per second of reading a large array once, on all threads.
 
@@ -19,15 +29,16 @@ def measure_read_bandwidth(device: torch.device, *, measurements: int = 9) -> fl
     """
     x = torch.ones(PROBE_BYTES // 4, device=device)
     threads = torch.get_num_threads()
-    kernel = native.find_kernel("read_floats") if device.type == "cpu" else None
-    arguments = (ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.numel()), ctypes.c_int(threads))
+    kernel = native.find_kernel("read_floats", Arguments) if device.type == "cpu" else None
+    out = torch.empty(1)
+    arguments = Arguments(x.data_ptr(), out.data_ptr(), x.numel(), threads)
     times = []
     for _ in range(1 + measurements):
         start = time.perf_counter()
         if kernel is None:
             x.sum()
         else:
-            kernel(*arguments)
+            kernel(ctypes.byref(arguments))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)

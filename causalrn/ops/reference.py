@@ -94,6 +94,36 @@ def relation_quadratic_reference(
     return torch.einsum("bijhd,hij->bihd", pairs, weights.expand(q.shape[2], -1, -1)) / count.mT[:, :, None]
 
 
+def relation_quadratic_log_reference(
+    q: Float[Tensor, "B Tq H D"],
+    k: Float[Tensor, "B Tk H D"],
+    *,
+    eps: float,
+    causal: bool = True,
+    norm: Norm = "layer",
+    gain: Float[Tensor, "Tq H"] | None = None,
+    window: Int[Tensor, " H"] | None = None,
+    slope: Float[Tensor, " H"] | None = None,
+) -> Float[Tensor, "B Tq H D"]:
+    """Logarithm of `relation_quadratic_reference` with exp, which is finite for every gain.
+
+    log out_ih = log sum_{j reachable from i} exp(gain_ih norm(q_ih + k_jh) - slope_h |i - j|) - log n_ih
+    """
+    size = (q.shape[1], k.shape[1])
+    reach = pair_weights(*size, causal=causal, window=window, slope=None, like=q)
+    z = normalise(q[:, :, None] + k[:, None], norm, eps)
+    if gain is not None:
+        z = z * gain[:, None, :, None]
+    if slope is not None:
+        i, j = (
+            torch.arange(size[1] - size[0], size[1], device=q.device),
+            torch.arange(size[1], device=q.device),
+        )
+        z = z - slope.to(z.dtype)[:, None] * (i[:, None] - j).abs()[:, :, None, None]
+    z = z.masked_fill(reach.movedim(0, -1)[..., None] == 0, -torch.inf)
+    return z.logsumexp(2) - reach.sum(-1).log().mT[:, :, None]
+
+
 def relation_linear_reference(
     q: Float[Tensor, "B T H D"],
     k: Float[Tensor, "B T H D"],

@@ -70,7 +70,7 @@ def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tens
 @stored_linear_op.register_kernel("cpu")
 def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0]
-    kernel = native.find_kernel("stored_linear")
+    kernel = native.find_kernel("stored_linear", Arguments)
     if kernel is None or not 0 < rows <= MAX_ROWS or x.dtype is not torch.float32:
         return widened(x, weight, scale, bias)
     x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(rows, outputs)

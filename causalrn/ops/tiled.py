@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from causalrn.ops.exponents import beyond_range
 from causalrn.ops.reference import ACTIVATIONS
 
 # Elements (B, H, i, j, D) of one tile: large enough to hide Python's overhead, small enough for the cache.
@@ -41,6 +42,23 @@ def reach(
     return reached, weight
 
 
+def log_weight(positions: Tensor, keys: Tensor, slope: Tensor | None) -> Tensor | float:
+    """Logarithm of the weights of `reach`, (H, i, j, 1), where they are not 0 for being out of reach."""
+    distance = (positions[:, None] - keys).abs()[None, :, :, None]
+    return 0.0 if slope is None else -slope.view(-1, 1, 1, 1) * distance
+
+
+def shifted_rows(
+    shift: Tensor | None, gain: Tensor | None, count: Tensor, slope: Tensor | None
+) -> Tensor | None:
+    """Which rows (H, i) of these queries, which have `count` pairs, are shifted, or None if none is."""
+    if shift is None or gain is None:
+        return None
+    channels = shift.shape[3]
+    beyond = beyond_range(gain, count.mT, channels, slope, gain.dtype).mT
+    return beyond if beyond.any() else None
+
+
 def tiles(q: Tensor, k: Tensor, causal: bool) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of queries (B, H, i, D), each with the blocks of keys that any of its queries may reach."""
     (batch, heads, n_queries, channels), n_keys = q.shape, k.shape[2]
@@ -71,24 +89,41 @@ def forward(
     causal: bool,
     norm: str,
     activation: str,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic`."""
+    """The operator's value; arguments as `relation_quadratic`. Of rows beyond the range, `shift` (zeros) is filled in."""
     wide_q, wide_k = widen(q), widen(k)
     out = torch.zeros_like(wide_q)
     positions = torch.arange(k.shape[1], device=q.device)
     query_positions = positions[k.shape[1] - q.shape[1] :]
     for queries, key_blocks in tiles(wide_q, wide_k, causal):
-        count = 0
-        for keys in key_blocks:
-            reached, weight = reach(query_positions[queries], positions[keys], causal, window, slope)
+        masks = [
+            reach(query_positions[queries], positions[keys], causal, window, slope) for keys in key_blocks
+        ]
+        count = torch.stack([reached.sum(-1) for reached, _ in masks]).sum(0)
+        beyond = shifted_rows(shift, None if gain is None else gain[queries], count, slope)
+        # A view of what is returned; rows beyond the range start below every exponent.
+        top = None if beyond is None else shift.transpose(1, 2)[:, :, queries]
+        if beyond is not None:
+            top.masked_fill_(beyond[..., None], -math.inf)
+        for keys, (reached, weight) in zip(key_blocks, masks, strict=True):
             x, inverse, _ = normalise_pairs(wide_q[:, :, queries, None] + wide_k[:, :, None, keys], norm, eps)
             if gain is not None:
                 inverse = inverse * gain[queries].mT[:, :, None, None]
+            if beyond is not None:
+                exponents = x * inverse + log_weight(query_positions[queries], positions[keys], slope)
+                exponents = torch.where(reached[..., None], exponents, -math.inf)
+                largest = torch.where(beyond[..., None], torch.maximum(top, exponents.amax(3)), top)
+                # Before the first key in reach everything is exp(-inf) = 0.
+                base = largest.masked_fill(largest == -math.inf, 0.0)
+                out[:, :, queries] *= torch.exp(top - base)
+                out[:, :, queries] += torch.exp(exponents - base[:, :, :, None]).sum(3)
+                top.copy_(largest)
+                continue
             pairs = ACTIVATIONS[activation](x * inverse) * weight[..., None]
             # Chosen, not multiplied by 0: an unreachable pair may be infinite.
             out[:, :, queries] += torch.where(reached[..., None], pairs, 0.0).sum(3)
-            count = count + reached.sum(-1)
-        out[:, :, queries] /= torch.as_tensor(count, device=q.device)[..., None]
+        out[:, :, queries] /= count[..., None]
     return out.transpose(1, 2).to(q.dtype).contiguous()
 
 
@@ -103,8 +138,9 @@ def backward(
     causal: bool,
     norm: str,
     activation: str,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients with respect to q, k and gain (None without a gain).
+    """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass.
 
     With w = weight_ij grad_i / n_i act'(gain_i z), z = r x, r = 1 / (std + eps) and means over the channels:
     dx_ij = gain_i r (w - mean(w) - x mean(w z) / std), the mean of w only for "layer"; dq_i = sum_j dx_ij,
@@ -120,6 +156,7 @@ def backward(
             reach(query_positions[queries], positions[keys], causal, window, slope) for keys in key_blocks
         ]
         count = torch.stack([reached.sum(-1) for reached, _ in masks]).sum(0)
+        beyond = shifted_rows(shift, None if gain is None else gain[queries], count, slope)
         upstream = (wide_grad[:, :, queries] / count[..., None])[:, :, :, None]
         for keys, (reached, weight) in zip(key_blocks, masks, strict=True):
             x, inverse, std = normalise_pairs(
@@ -127,7 +164,11 @@ def backward(
             )
             z = x * inverse
             rows = None if gain is None else gain[queries].mT[:, :, None, None]
-            w = upstream * derivative(activation, z if rows is None else z * rows) * weight[..., None]
+            if beyond is None:
+                w = upstream * derivative(activation, z if rows is None else z * rows) * weight[..., None]
+            else:
+                exponents = z * rows + log_weight(query_positions[queries], positions[keys], slope)
+                w = upstream * torch.exp(exponents - shift.transpose(1, 2)[:, :, queries, None])
             w = torch.where(reached[..., None], w, 0.0)
             along = (w * z).sum(-1, keepdim=True)
             if dgain is not None:

@@ -1,6 +1,8 @@
 """The compiled library: its exponential, its instruction sets, its threads, and what happens without it."""
 
 import ctypes
+import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,17 +12,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import native, relation_quadratic
+from causalrn.ops import (
+    exp_probe,
+    linear_native,
+    native,
+    normalisation,
+    normalise,
+    quadratic_native,
+    quadratic_step_native,
+    read_probe,
+    relation_quadratic,
+    stored_linear,
+)
 
 NEEDS_LIBRARY = pytest.mark.skipif(not native.supported_instruction_sets(), reason="no compiled kernels here")
 
 
 def compiled_exp(x: Tensor, bounded: bool) -> Tensor:
     out = torch.empty_like(x)
-    kernel = native.find_kernel("exp_array")
+    kernel = native.find_kernel("exp_array", exp_probe.Arguments)
     assert kernel is not None
-    count = ctypes.c_int64(x.numel())
-    kernel(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr()), count, int(bounded))
+    arguments = exp_probe.Arguments(x.data_ptr(), out.data_ptr(), x.numel(), 1, bounded, 1)
+    kernel(ctypes.byref(arguments))
     return out
 
 
@@ -45,13 +58,13 @@ def test_exponential(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.ISA_VARIABLE, "mmx")
     with pytest.raises(ValueError, match="CAUSALRN_ISA: got 'mmx', wanted one of plain"):
-        native.find_kernel("exp_array")
+        native.find_kernel("exp_array", exp_probe.Arguments)
 
 
 @NEEDS_LIBRARY
 def test_unknown_kernel() -> None:
     with pytest.raises(RuntimeError, match="causalrn_future_kernel_.*the library is older than the package"):
-        native.find_kernel("future_kernel")
+        native.find_kernel("future_kernel", exp_probe.Arguments)
 
 
 @NEEDS_LIBRARY
@@ -77,4 +90,73 @@ def test_a_missing_library_is_told_once() -> None:
     assert len(warned) == 1
     assert torch.equal(*values)
     assert native.supported_instruction_sets() == ()
-    assert native.find_kernel("exp_array") is None
+    assert native.find_kernel("exp_array", exp_probe.Arguments) is None
+
+
+# Every structure that a kernel takes, with the kernels that take it.
+STRUCTURES = {
+    exp_probe.Arguments: ("exp_array", "exp_bare_loop"),
+    linear_native.Arguments: ("linear_forward", "linear_backward", "linear_pool", "linear_pool_backward"),
+    normalisation.Arguments: ("normalise_forward", "normalise_backward"),
+    quadratic_native.Arguments: ("quadratic_forward", "quadratic_backward"),
+    quadratic_step_native.Arguments: ("quadratic_step",),
+    read_probe.Arguments: ("read_floats",),
+    stored_linear.Arguments: ("stored_linear",),
+}
+
+
+@NEEDS_LIBRARY
+def test_every_structure_is_that_of_the_library() -> None:
+    declared = set()
+    for source in (Path(native.__file__).parent / "csrc").glob("*.cpp"):
+        declared |= set(re.findall(r"^CAUSALRN_KERNEL\((\w+), ", source.read_text(), re.MULTILINE))
+        assert "CAUSALRN_EXPORT(" not in source.read_text(), "a kernel without a structure is not compared"
+    assert declared == {name for names in STRUCTURES.values() for name in names}
+    for structure, names in STRUCTURES.items():
+        for name in names:
+            assert native.find_kernel(name, structure) is not None
+            # A last field that takes the place of padding leaves sizeof as it is, and is found all the same.
+            more = type(
+                "More", (ctypes.Structure,), {"_fields_": (*structure._fields_, ("more", ctypes.c_int8))}
+            )
+            with pytest.raises(
+                RuntimeError, match=f"{name} was built for arguments of .* bytes, the package"
+            ):
+                native.find_kernel(name, more)
+
+
+OTHER_LIBRARY = """
+extern "C" int causalrn_cpu_level() { return 0; }
+extern "C" int causalrn_quadratic_forward_plain(const void*) { __builtin_trap(); }
+extern "C" int causalrn_normalise_forward_plain(const void*) { __builtin_trap(); }
+extern "C" long long causalrn_normalise_forward_bytes_plain() { return 44; }
+"""
+
+
+@pytest.fixture
+def other_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A library of other sources, whose kernels end the process if they are called."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    source, library = tmp_path / "other.cpp", tmp_path / "_kernels.so"
+    source.write_text(OTHER_LIBRARY)
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
+    monkeypatch.setattr(native, "load_library", partial(native.load_library, library))
+    return library
+
+
+def test_a_library_of_other_sources_is_not_called(other_library: Path) -> None:
+    x = torch.randn(1, 5, 1, 4)
+    with pytest.raises(RuntimeError) as caught:
+        normalise(x, "layer", 1e-5)
+    (line,) = str(caught.value).splitlines()
+    assert line == (
+        f"{other_library}: normalise_forward was built for arguments of 44 bytes, the package calls it with 64: the "
+        "library is of another version than the package, install causalrn again"
+    )
+    # Before there was a size to compare.
+    with pytest.raises(
+        RuntimeError, match="quadratic_forward_bytes_plain: the library is older than the package"
+    ):
+        relation_quadratic(x, x, eps=1e-5)

@@ -7,23 +7,39 @@ namespace causalrn {
 namespace CAUSALRN_ISA {
 
 // Each gives its value, and a factor times its derivative, at z = x * scale / kScale.
-struct BoundedExp {
+struct PlainActivation {
+    // Whether there are shifted rows, for which RelativeExp takes its place; see quadratic.h.
+    static constexpr bool kShifts = false;
+    static constexpr bool kRelative = false;
+};
+struct BoundedExp : PlainActivation {
     static constexpr float kScale = kExpScale;
     CAUSALRN_INLINE vec value(vec x, vec scale) { return exp_steps(x, scale); }
     // The factor goes into the coefficients of the polynomial.
     CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) { return exp_steps(x, scale, factor); }
 };
-struct Exp {
+struct ShiftedExp : BoundedExp {
+    static constexpr bool kShifts = true;
+};
+// exp(z + offset - shift) for a shifted row, in which the weight of a pair is the offset. Never above 1.
+struct RelativeExp : PlainActivation {
+    static constexpr float kScale = 1;
+    static constexpr bool kRelative = true;
+    CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor, vec offset, vec shift) {
+        return factor * exp(x * scale + offset - shift);
+    }
+};
+struct Exp : PlainActivation {
     static constexpr float kScale = 1;
     CAUSALRN_INLINE vec value(vec x, vec scale) { return exp(x * scale); }
     CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) { return factor * exp(x * scale); }
 };
-struct Relu {
+struct Relu : PlainActivation {
     static constexpr float kScale = 1;
     CAUSALRN_INLINE vec value(vec x, vec scale) { return select(x * scale < 0.0f, vec{}, x * scale); }
     CAUSALRN_INLINE vec scaled_derivative(vec x, vec scale, vec factor) { return select(x * scale > 0.0f, factor, vec{}); }
 };
-struct Elu {
+struct Elu : PlainActivation {
     static constexpr float kScale = 1;
     CAUSALRN_INLINE vec value(vec x, vec scale) {
         vec z = x * scale;
@@ -34,7 +50,7 @@ struct Elu {
         return factor * select(z > 0.0f, broadcast(1), exp(z));
     }
 };
-struct Gelu {
+struct Gelu : PlainActivation {
     static constexpr float kScale = 1;
     // The normal distribution function through the complementary error function's Chebyshev fit in 1 / (1 + |t| / 2)
     // (Numerical Recipes, section 6.2): relative error below 1.2e-7.

@@ -4,19 +4,32 @@
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
+// Mirrored by causalrn/ops/exp_probe.py. exp_array reads x and writes `out` (count); exp_bare_loop reads x and writes one
+// number.
+struct ExpArguments {
+    const float* x;
+    float* out;
+    int64_t count, repeats;
+    int32_t bounded, threads;
+};
+
 // out[n] = exp(x[n]); bounded: by the form without range checks that the kernels use when the range is known.
-CAUSALRN_EXPORT(void, exp_array)(const float* x, float* out, int64_t count, int bounded) {
-    for (int64_t n = 0; n < count; n += kWidth) {
-        int part = int(min(int64_t(kWidth), count - n));
-        vec value = load_part(x + n, part);
-        store_part(out + n, bounded ? exp_steps(value, broadcast(kExpScale)) : exp(value), part);
+CAUSALRN_KERNEL(exp_array, ExpArguments) {
+    const ExpArguments& a = *arguments;
+    for (int64_t n = 0; n < a.count; n += kWidth) {
+        int part = int(min(int64_t(kWidth), a.count - n));
+        vec value = load_part(a.x + n, part);
+        store_part(a.out + n, a.bounded ? exp_steps(value, broadcast(kExpScale)) : exp(value), part);
     }
+    return 0;
 }
 
-// Sums exp over `count` floats (a multiple of 64 that fits into L1), `repeats` times on each of `n_threads` threads.
-CAUSALRN_EXPORT(float, exp_bare_loop)(const float* x, int64_t count, int64_t repeats, int n_threads) {
+// Sums exp over `count` floats (a multiple of 64 that fits into L1), `repeats` times on each thread.
+CAUSALRN_KERNEL(exp_bare_loop, ExpArguments) {
+    const float* const x = arguments->x;
+    const int64_t count = arguments->count, repeats = arguments->repeats;
     float total = 0;
-#pragma omp parallel num_threads(n_threads) reduction(+ : total)
+#pragma omp parallel num_threads(arguments->threads) reduction(+ : total)
     {
         vec sums[4] = {};
         for (int64_t repeat = 0; repeat < repeats; ++repeat) {
@@ -27,7 +40,8 @@ CAUSALRN_EXPORT(float, exp_bare_loop)(const float* x, int64_t count, int64_t rep
         }
         total += sum(sums[0] + sums[1] + sums[2] + sums[3]);
     }
-    return total;
+    *arguments->out = total;
+    return 0;
 }
 
 }  // namespace CAUSALRN_ISA

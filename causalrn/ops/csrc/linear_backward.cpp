@@ -210,8 +210,8 @@ static int backward(const LinearArguments& a) {
     return kDone;
 }
 
-CAUSALRN_EXPORT(int, linear_backward)(const LinearArguments* a) {
-    return a->bf16 ? backward<uint16_t>(*a) : backward<float>(*a);
+CAUSALRN_KERNEL(linear_backward, LinearArguments) {
+    return arguments->bf16 ? backward<uint16_t>(*arguments) : backward<float>(*arguments);
 }
 
 // The gradient of the pool, given that of its sum in dtotal.
@@ -232,8 +232,8 @@ static int pool_backward(const LinearArguments& a) {
     return kDone;
 }
 
-CAUSALRN_EXPORT(int, linear_pool_backward)(const LinearArguments* a) {
-    return a->bf16 ? pool_backward<uint16_t>(*a) : pool_backward<float>(*a);
+CAUSALRN_KERNEL(linear_pool_backward, LinearArguments) {
+    return arguments->bf16 ? pool_backward<uint16_t>(*arguments) : pool_backward<float>(*arguments);
 }
 
 }  // namespace CAUSALRN_ISA

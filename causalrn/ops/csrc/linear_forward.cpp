@@ -75,8 +75,8 @@ static int forward(const LinearArguments& a) {
     return kDone;
 }
 
-CAUSALRN_EXPORT(int, linear_forward)(const LinearArguments* a) {
-    return a->bf16 ? forward<uint16_t>(*a) : forward<float>(*a);
+CAUSALRN_KERNEL(linear_forward, LinearArguments) {
+    return arguments->bf16 ? forward<uint16_t>(*arguments) : forward<float>(*arguments);
 }
 
 // The sum of exp(norm(k)) alone.
@@ -99,7 +99,9 @@ static int pool(const LinearArguments& a) {
     return kDone;
 }
 
-CAUSALRN_EXPORT(int, linear_pool)(const LinearArguments* a) { return a->bf16 ? pool<uint16_t>(*a) : pool<float>(*a); }
+CAUSALRN_KERNEL(linear_pool, LinearArguments) {
+    return arguments->bf16 ? pool<uint16_t>(*arguments) : pool<float>(*arguments);
+}
 
 }  // namespace CAUSALRN_ISA
 }  // namespace causalrn

@@ -70,20 +70,22 @@ static void each_row(const NormaliseArguments& a, Row row) {
     for (int64_t i = 0; i < a.rows; ++i) row(i);
 }
 
-CAUSALRN_EXPORT(int, normalise_forward)(const NormaliseArguments* a) {
-    if (a->bf16) {
-        each_row(*a, [&](int64_t row) { normalise_row<true>(*a, row); });
+CAUSALRN_KERNEL(normalise_forward, NormaliseArguments) {
+    const NormaliseArguments& a = *arguments;
+    if (a.bf16) {
+        each_row(a, [&](int64_t row) { normalise_row<true>(a, row); });
     } else {
-        each_row(*a, [&](int64_t row) { normalise_row<false>(*a, row); });
+        each_row(a, [&](int64_t row) { normalise_row<false>(a, row); });
     }
     return kDone;
 }
 
-CAUSALRN_EXPORT(int, normalise_backward)(const NormaliseArguments* a) {
-    if (a->bf16) {
-        each_row(*a, [&](int64_t row) { differentiate_row<true>(*a, row); });
+CAUSALRN_KERNEL(normalise_backward, NormaliseArguments) {
+    const NormaliseArguments& a = *arguments;
+    if (a.bf16) {
+        each_row(a, [&](int64_t row) { differentiate_row<true>(a, row); });
     } else {
-        each_row(*a, [&](int64_t row) { differentiate_row<false>(*a, row); });
+        each_row(a, [&](int64_t row) { differentiate_row<false>(a, row); });
     }
     return kDone;
 }

@@ -2,6 +2,8 @@
 //
 //     out_i = 1/n_i sum_j weight_ij act(gain_i r_ij x_ij),   x_ij = q_i + k_j (centred for "layer"),
 //     r_ij = 1 / (std_ij + eps),  std_ij^2 = mean_d x_ijd^2
+//
+// A shifted row sums exp(gain_i r_ij x_ij - slope |i - j| - shift_i) instead, shift_i the largest exponent of each channel.
 #pragma once
 
 #include "activations.h"
@@ -14,7 +16,8 @@ enum Norm { kLayer, kRms, kNone };
 enum Activation { kExp, kRelu, kElu, kGelu };
 
 // Mirrored by causalrn/ops/quadratic_native.py. Tensors are contiguous: q, out, grad, dq (B, Tq, H, D), k, dk
-// (B, Tk, H, D), all of one type; gain (Tq, H), dgain (B, H, Tq), window and slope (H) may be null.
+// (B, Tk, H, D), all of one type; gain (Tq, H), dgain (B, H, Tq), window and slope (H) may be null. shift (B, Tq, H, D),
+// which may be null, asks to shift the rows that go beyond `range`: the forward pass writes those, the backward reads them.
 struct QuadraticArguments {
     const void *q, *k, *grad;
     void *out, *dq, *dk;
@@ -22,15 +25,23 @@ struct QuadraticArguments {
     float* dgain;
     const int32_t* window;
     const float* slope;
+    float* shift;
     int64_t batch, queries, keys, heads, channels;
-    float eps;
+    float eps, range;
     int32_t causal, norm, activation, bf16, threads;
 };
 
 // Which keys a query at `position` reaches, and how many of them carry a weight that is not 0 in float.
 struct Reach {
     int64_t begin, end, count;
+    bool shifted;
 };
+
+// Bound of |gain_i norm(x_ij)|: |norm(x)| <= sqrt(D).
+CAUSALRN_INLINE float largest_exponent(const QuadraticArguments& a, int64_t head, int64_t position) {
+    const float gain = a.gain ? a.gain[(position - (a.keys - a.queries)) * a.heads + head] : 1.0f;
+    return __builtin_fabsf(gain) * __builtin_sqrtf(float(a.channels));
+}
 
 CAUSALRN_INLINE Reach reach_of(const QuadraticArguments& a, int64_t head, int64_t position) {
     int64_t begin = 0, end = a.causal ? position + 1 : a.keys;
@@ -40,9 +51,12 @@ CAUSALRN_INLINE Reach reach_of(const QuadraticArguments& a, int64_t head, int64_
     };
     if (a.window) cut(max(int64_t(0), int64_t(a.window[head])));
     int64_t count = max(int64_t(0), end - begin);
-    // exp(-104) is below the smallest float.
-    if (a.slope && a.slope[head] > 0 && 104.0 / a.slope[head] < double(a.keys)) cut(int64_t(104.0 / a.slope[head]) + 1);
-    return {begin, end, count};
+    const float exponent = a.shift ? largest_exponent(a, head, position) : 0;
+    const bool shifted = a.shift && exponent + __builtin_logf(float(count)) > a.range;
+    // exp(-104) is below the smallest float; between the least and the largest pair of a shifted row lie twice its exponent.
+    const double smallest = shifted ? 104.0 + 2 * exponent : 104.0;
+    if (a.slope && a.slope[head] > 0 && smallest / a.slope[head] < double(a.keys)) cut(int64_t(smallest / a.slope[head]) + 1);
+    return {begin, end, count, shifted};
 }
 
 CAUSALRN_INLINE int64_t key_offset(const QuadraticArguments& a, int64_t b, int64_t h, int64_t j) {
@@ -117,8 +131,13 @@ CAUSALRN_INLINE void each_group(const QuadraticArguments& a, const Share& share,
     for (int64_t item = share.begin; item < share.end;) {
         const int64_t group = item / blocks, next = min(share.end, (group + 1) * blocks);
         const int64_t begin = item % blocks * size, end = min(a.queries, (next - group * blocks) * size);
-        auto reach = [&](int64_t query) { return reach_of(a, group % a.heads, query + a.keys - a.queries); };
-        run(packed.pack(a, group, reach(begin).begin, reach(end - 1).end), group, begin, end);
+        int64_t first = a.keys, last = 0;
+        for (int64_t query = begin; query < end; ++query) {
+            const Reach reach = reach_of(a, group % a.heads, query + a.keys - a.queries);
+            first = min(first, reach.begin);
+            last = max(last, reach.end);
+        }
+        run(packed.pack(a, group, first, last), group, begin, end);
         item = next;
     }
 }
@@ -145,7 +164,7 @@ CAUSALRN_INLINE float mean_to_remove(const QuadraticArguments& a, const float* r
 }
 
 // The pairs of one query with a block of keys: standard deviation, its inverse, weight; where q and k nearly cancel,
-// bit p of `cancelled` is set and the pair must be formed by exact_pair.
+// bit p of `cancelled` is set and the pair must be formed by exact_pair. Of a shifted row, the weight is its logarithm.
 template <int kBlock>
 struct Pairs {
     alignas(64) float std[kBlock], inverse[kBlock], weight[kBlock];
@@ -185,16 +204,16 @@ CAUSALRN_INLINE void normalise(const QuadraticArguments& a, Number squares, Numb
 // Statistics of a query's pairs with the keys from `begin` on, of which [from, to) are in reach, given q . k.
 template <int kBlock>
 static void form_pairs(const QuadraticArguments& a, const Query& query, const Keys& keys, const float* products,
-                       int64_t begin, int from, int to, Pairs<kBlock>& pairs) {
+                       int64_t begin, int from, int to, bool shifted, Pairs<kBlock>& pairs) {
     pairs.cancelled = 0;
     if (a.slope) {
         for (int p = 0; p < kBlock; ++p) {
             int64_t distance = query.position - (begin + p);
             pairs.weight[p] = -a.slope[keys.head] * float(distance < 0 ? -distance : distance);
         }
-        for (int p = 0; p < kBlock; p += kWidth) store(pairs.weight + p, exp(load(pairs.weight + p)));
+        for (int p = 0; p < kBlock && !shifted; p += kWidth) store(pairs.weight + p, exp(load(pairs.weight + p)));
     } else {
-        for (int p = 0; p < kBlock; ++p) pairs.weight[p] = 1;
+        for (int p = 0; p < kBlock; ++p) pairs.weight[p] = shifted ? 0 : 1;
     }
     if (a.norm == kNone) {
         for (int p = 0; p < kBlock; ++p) {
@@ -251,11 +270,19 @@ CAUSALRN_STATIC bool exp_is_bounded(const QuadraticArguments& a) {
     return bounded;
 }
 
+CAUSALRN_STATIC bool any_shifted(const QuadraticArguments& a) {
+    for (int64_t n = 0; a.shift && n < a.queries * a.heads; ++n)
+        if (reach_of(a, n % a.heads, n / a.heads + a.keys - a.queries).shifted) return true;
+    return false;
+}
+
 // Calls run(activation) with the activation of the arguments.
 template <class Run>
 CAUSALRN_INLINE int with_activation(const QuadraticArguments& a, Run run) {
     switch (a.activation) {
-        case kExp: return exp_is_bounded(a) ? run(BoundedExp{}) : run(Exp{});
+        case kExp:
+            if (any_shifted(a)) return run(ShiftedExp{});
+            return exp_is_bounded(a) ? run(BoundedExp{}) : run(Exp{});
         case kRelu: return run(Relu{});
         case kElu: return run(Elu{});
         default: return run(Gelu{});

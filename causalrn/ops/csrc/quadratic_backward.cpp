@@ -4,6 +4,7 @@
 // With g = grad_i / n_i and w = weight_ij g act'(gain_i z), z = r x:
 //     dx_ij = gain_i (r w - c x),  c = r mean_d(w z) / std;   dgain_i = sum_jd w z
 //     dq_i = sum_j dx_ij, dk_j = sum_i dx_ij, both centred at the end for "layer".
+// The shift of a row counts as a constant.
 #include "quadratic.h"
 
 namespace causalrn {
@@ -21,16 +22,17 @@ constexpr int kKeyTile = 8;
 
 // Scratch memory of one thread.
 struct Workspace {
-    float *q, *grad, *dq, *recent_dq, *exact, *zero;
+    float *q, *grad, *dq, *recent_dq, *exact, *zero, *shift;
 
-    static int64_t size(int64_t stride) { return (4 * kQueryBlock + 2) * stride; }
+    static int64_t size(int64_t stride, bool shifts) { return ((shifts ? 5 : 4) * kQueryBlock + 2) * stride; }
     Workspace(float* memory, int64_t stride)
         : q(memory),
           grad(q + kQueryBlock * stride),
           dq(grad + kQueryBlock * stride),
           recent_dq(dq + kQueryBlock * stride),
           exact(recent_dq + kQueryBlock * stride),
-          zero(exact + stride) {}
+          zero(exact + stride),
+          shift(zero + stride) {}
 };
 
 // Rows of one query of a tile, and statistics of its pairs.
@@ -42,6 +44,7 @@ struct TileQuery {
     // Receives `radial` of each pair.
     float* radial;
     double* dgain;
+    const float* shift;
 };
 
 // Adds what does not point along x to the gradients of kQueries x kKeys pairs, and to dgain; forms `radial`.
@@ -51,7 +54,7 @@ CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery
     for (int n = 0; n < kQueries; ++n) {
         for (int p = 0; p < kKeys; ++p) {
             scale[n][p] = broadcast(Act::kScale * query[n].gain * query[n].inverse[p]);
-            factor[n][p] = broadcast(query[n].inverse[p] * query[n].weight[p]);
+            factor[n][p] = broadcast(query[n].inverse[p] * (Act::kRelative ? 1.0f : query[n].weight[p]));
         }
     }
     for (int64_t d = 0; d < stride; d += kWidth) {
@@ -61,7 +64,12 @@ CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery
             vec row = load(k + p * stride + d), total = load(dk + p * stride + d);
             for (int n = 0; n < kQueries; ++n) {
                 vec x = load(query[n].q + d) + row;
-                vec value = load(query[n].grad + d) * Act::scaled_derivative(x, scale[n][p], factor[n][p]);
+                vec value = load(query[n].grad + d);
+                if constexpr (Act::kRelative)
+                    value *= Act::scaled_derivative(x, scale[n][p], factor[n][p], broadcast(query[n].weight[p]),
+                                                    load(query[n].shift + d));
+                else
+                    value *= Act::scaled_derivative(x, scale[n][p], factor[n][p]);
                 products[n][p] += value * x;
                 if (kGained) value *= broadcast(query[n].gain);
                 dq[n] += value;
@@ -81,6 +89,16 @@ CAUSALRN_INLINE void add_tile(float per_channel, int64_t stride, const TileQuery
                 query[n].std[p] > 0 ? query[n].gain * query[n].inverse[p] * sums[p] * per_channel / query[n].std[p] : 0;
         }
     }
+}
+
+// The same for one query, which may be shifted.
+template <class Act, bool kGained, int kKeys>
+CAUSALRN_INLINE void add_query(bool shifted, float per_channel, int64_t stride, const TileQuery* query, const float* k,
+                               float* dk) {
+    if (Act::kShifts && shifted)
+        add_tile<RelativeExp, kGained, 1, kKeys>(per_channel, stride, query, k, dk);
+    else
+        add_tile<Act, kGained, 1, kKeys>(per_channel, stride, query, k, dk);
 }
 
 // total += part and part = 0.
@@ -166,6 +184,8 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
         const vec factor = broadcast(1.0f / float(reach[n].count));
         pack_row(a.grad, query_offset(a, keys.batch, keys.head, first + n), a.channels, a.bf16, false, grad);
         for (int64_t d = 0; d < stride; d += kWidth) store(grad + d, load(grad + d) * factor);
+        if (Act::kShifts && reach[n].shifted)
+            pack_row(a.shift, query_offset(a, keys.batch, keys.head, first + n), a.channels, false, false, work.shift + n * stride);
     }
     alignas(64) float products[kQueryBlock][kKeyBlock] = {}, radial[kQueryBlock][kKeyBlock];
     Pairs<kKeyBlock> pairs[kQueryBlock] = {};
@@ -178,43 +198,46 @@ static void backward_block(const QuadraticArguments& a, const Keys& keys, int64_
         for (int n = 0; n < rows; ++n) {
             from[n] = int(min(int64_t(count), max(int64_t(0), reach[n].begin - block)));
             to[n] = int(max(int64_t(0), min(int64_t(count), reach[n].end - block)));
-            form_pairs<kKeyBlock>(a, query[n], keys, products[n], block, from[n], to[n], pairs[n]);
+            form_pairs<kKeyBlock>(a, query[n], keys, products[n], block, from[n], to[n], Act::kShifts && reach[n].shifted, pairs[n]);
         }
         memset(radial, 0, sizeof radial);
 
         auto tile_query = [&](int n, int p) {
             return TileQuery{work.q + n * stride, work.grad + n * stride, work.recent_dq + n * stride, query[n].gain,
-                             pairs[n].std + p, pairs[n].inverse + p, pairs[n].weight + p, radial[n] + p, dgain + n};
+                             pairs[n].std + p, pairs[n].inverse + p, pairs[n].weight + p, radial[n] + p, dgain + n,
+                             work.shift + n * stride};
         };
         auto fills_tile = [&](int n, int p) {
             return n < rows && from[n] <= p && p + kTileKeys <= to[n] && !(pairs[n].cancelled >> p & ((1u << kTileKeys) - 1));
         };
         auto add_one = [&](int n, int p) {
             TileQuery tile = tile_query(n, p);
+            float* const one_dk = block_dk + p * stride;
             if (!(pairs[n].cancelled >> p & 1u)) {
-                add_tile<Act, kGained, 1, 1>(per_channel, stride, &tile, k + p * stride, block_dk + p * stride);
+                add_query<Act, kGained, 1>(reach[n].shifted, per_channel, stride, &tile, k + p * stride, one_dk);
                 return;
             }
             // q and k nearly cancel, and so would their parts of radial x.
             exact_pair(a, query[n], keys, block + p, work.exact, pairs[n].std + p, pairs[n].inverse + p);
             tile.q = work.zero;
-            add_tile<Act, kGained, 1, 1>(per_channel, stride, &tile, work.exact, block_dk + p * stride);
+            add_query<Act, kGained, 1>(reach[n].shifted, per_channel, stride, &tile, work.exact, one_dk);
             subtract_row(radial[n][p], work.exact, stride, tile.dq);
-            subtract_row(radial[n][p], work.exact, stride, block_dk + p * stride);
+            subtract_row(radial[n][p], work.exact, stride, one_dk);
             radial[n][p] = 0;
         };
         for (int n = 0; n < rows; n += kTileQueries) {
             for (int p = 0; p < count; p += kTileKeys) {
                 const TileQuery tile[kTileQueries] = {tile_query(n, p), tile_query(n + 1, p)};
-                if (fills_tile(n, p) && fills_tile(n + 1, p)) {
+                const bool alone = Act::kShifts && (reach[n].shifted || (n + 1 < rows && reach[n + 1].shifted));
+                if (!alone && fills_tile(n, p) && fills_tile(n + 1, p)) {
                     add_tile<Act, kGained, kTileQueries, kTileKeys>(per_channel, stride, tile, k + p * stride,
                                                                     block_dk + p * stride);
                     continue;
                 }
                 for (int m = n; m < min(n + kTileQueries, rows); ++m) {
                     if (fills_tile(m, p)) {
-                        add_tile<Act, kGained, 1, kTileKeys>(per_channel, stride, tile + (m - n), k + p * stride,
-                                                             block_dk + p * stride);
+                        add_query<Act, kGained, kTileKeys>(reach[m].shifted, per_channel, stride, tile + (m - n), k + p * stride,
+                                                           block_dk + p * stride);
                         continue;
                     }
                     for (int one = max(p, from[m]); one < min(p + kTileKeys, to[m]); ++one) add_one(m, one);
@@ -257,7 +280,7 @@ template <class Act, bool kGained>
 static int backward(const QuadraticArguments& a) {
     const int64_t stride = padded(a.channels), group_size = a.keys * stride;
     const int64_t blocks = (a.queries + kQueryBlock - 1) / kQueryBlock;
-    const int64_t rows = Workspace::size(stride), per_thread = rows + padded(PackedKeys::floats(a));
+    const int64_t rows = Workspace::size(stride, Act::kShifts), per_thread = rows + padded(PackedKeys::floats(a));
     Share* const shares = static_cast<Share*>(malloc(sizeof(Share) * a.threads));
     Part* const parts = static_cast<Part*>(malloc(sizeof(Part) * a.threads));
     float* const scratch = allocate_floats(a.threads * (per_thread + 3 * group_size));
@@ -316,7 +339,7 @@ static int backward(const QuadraticArguments& a) {
     return complete ? kDone : kOutOfMemory;
 }
 
-CAUSALRN_EXPORT(int, quadratic_backward)(const QuadraticArguments* arguments) {
+CAUSALRN_KERNEL(quadratic_backward, QuadraticArguments) {
     const QuadraticArguments& a = *arguments;
     return with_activation(
         a, [&](auto act) { return a.gain ? backward<decltype(act), true>(a) : backward<decltype(act), false>(a); });

@@ -4,9 +4,19 @@
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
-// Sums `count` floats, a multiple of 256 per thread, each thread its own contiguous share.
-CAUSALRN_EXPORT(float, read_floats)(const float* x, int64_t count, int n_threads) {
-    const int64_t share = count / n_threads;
+// Mirrored by causalrn/ops/read_probe.py.
+struct ReadArguments {
+    const float* x;
+    float* out;
+    int64_t count;
+    int32_t threads;
+};
+
+// *out = sum of `count` floats, a multiple of 256 per thread, each thread its own contiguous share.
+CAUSALRN_KERNEL(read_floats, ReadArguments) {
+    const float* const x = arguments->x;
+    const int n_threads = arguments->threads;
+    const int64_t share = arguments->count / n_threads;
     float total = 0;
 #pragma omp parallel for num_threads(n_threads) reduction(+ : total) schedule(static)
     for (int thread = 0; thread < n_threads; ++thread) {
@@ -20,7 +30,8 @@ CAUSALRN_EXPORT(float, read_floats)(const float* x, int64_t count, int n_threads
         vec all = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
         total += sum(all);
     }
-    return total;
+    *arguments->out = total;
+    return 0;
 }
 
 }  // namespace CAUSALRN_ISA

@@ -7,6 +7,7 @@
 // initialised when the library is loaded.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +25,12 @@
 // Declares a function of the library: CAUSALRN_EXPORT(int, name)(...) is found as causalrn_<name>_<isa>.
 #define CAUSALRN_EXPORT(type, name) \
     extern "C" __attribute__((visibility("default"))) type CAUSALRN_JOIN(name, CAUSALRN_ISA)
+// Declares a kernel: a function of one structure, of which `threads` is the last field, that returns a status; and beside
+// it causalrn_<name>_bytes_<isa>, by which causalrn/ops/native.py tells whether its own copy of the structure is the same.
+// The bytes end behind the last field: the padding behind it could hide another field.
+#define CAUSALRN_KERNEL(name, Arguments)                                                                      \
+    CAUSALRN_EXPORT(int64_t, name##_bytes)() { return offsetof(Arguments, threads) + sizeof(Arguments::threads); } \
+    CAUSALRN_EXPORT(int, name)(const Arguments* arguments)
 
 #define CAUSALRN_INLINE static inline __attribute__((always_inline))
 

@@ -99,7 +99,7 @@ static int multiply(const StoredLinearArguments& a) {
     return 0;
 }
 
-CAUSALRN_EXPORT(int, stored_linear)(const StoredLinearArguments* arguments) {
+CAUSALRN_KERNEL(stored_linear, StoredLinearArguments) {
     switch (arguments->type) {
         case kFloat: return multiply<kFloat>(*arguments);
         case kBfloat16: return multiply<kBfloat16>(*arguments);
