@@ -114,7 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
         ValueError: a number that nothing can be timed at.
     """
     options = parse(arguments)
-    check_options(options, "(0, inf)", *(name for name, value in vars(options).items() if is_count(value)))
+    for name in (name for name, value in vars(options).items() if is_count(value)):
+        # Without worker processes the loader reads by itself.
+        check_options(options, "[0, inf)" if name == "workers" else "(0, inf)", name)
     if options.threads:
         torch.set_num_threads(options.threads)
     benchmark = BENCHMARKS[options.benchmark]
@@ -135,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def is_count(value: Any) -> bool:
-    """Whether an option is a number, or several: how many, how long or how large, never none."""
+    """Whether an option is a number, or several: how many, how long or how large."""
     values = value if isinstance(value, list) else [value]
     return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
 
