@@ -58,7 +58,7 @@ def near_names(name: Path, folder: Path) -> list[str]:
         path.relative_to(shipped_configs()).as_posix() for path in shipped_configs().rglob("*.yaml")
     )
     same = [other for other in known if Path(other).stem == name.stem]
-    return list(dict.fromkeys([*same, *difflib.get_close_matches(name.as_posix(), known)]))[:3]
+    return list(dict.fromkeys([*same, *difflib.get_close_matches(name.as_posix(), known, cutoff=0.8)]))[:3]
 
 
 class ConfigFile(ActionConfigFile):
