@@ -86,6 +86,8 @@ def test_a_longer_max_steps_goes_on(tmp_path: Path, validation: str, stop: int) 
     ]
 
 
+# The copy of a run folder is another folder.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.slow
 @pytest.mark.parametrize("callback", [EVERY, EVERY_STEP], ids=["every validation", "every step"])
 @pytest.mark.parametrize("validation", ["at the end", "by epoch", "never"])
