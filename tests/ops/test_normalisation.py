@@ -69,3 +69,16 @@ def test_constant_rows_have_finite_gradients(norm: Norm) -> None:
 def test_compiles_without_a_break() -> None:
     x = torch.randn(4, 12)
     assert_close(torch.compile(normalise, fullgraph=True)(x, "layer", 0.0), normalise(x, "layer", 0.0))
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "message"),
+    [
+        ("batch", 1e-5, "got norm 'batch'"),
+        ("layer", -1.0, "got eps -1.0"),
+        ("rms", float("nan"), "got eps nan"),
+    ],
+)
+def test_wrong_arguments_are_named(norm: Norm, eps: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        normalise(torch.ones(2, 3), norm, eps)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causalrn.ops import native, quadratic, relation_quadratic
+from causalrn.ops import native, quadratic, relation_quadratic, relation_quadratic_shifted
 
 OPERATORS = torch.ops.causalrn
 
@@ -31,7 +31,9 @@ def test_registration(dtype: torch.dtype, optional: bool) -> None:
     torch.library.opcheck(
         OPERATORS.relation_quadratic, (q.clone().requires_grad_(), k, gain, *settings[1:], *rest)
     )
-    torch.library.opcheck(OPERATORS.relation_quadratic_backward, (grad, q, k.detach(), *settings, *rest))
+    torch.library.opcheck(
+        OPERATORS.relation_quadratic_backward, (grad, q, k.detach(), *settings, *rest, None)
+    )
 
 
 @pytest.mark.parametrize("activation", ["exp", "gelu", "elu"])
@@ -138,13 +140,19 @@ def test_peak_memory(path: str, length: int, channels: int) -> None:
         ({"gain": torch.ones(4)}, "got gain (4,), wanted (4, 1)"),
         ({"window": torch.ones(2)}, "got window (2,), wanted (1,)"),
         ({"slope": torch.ones(1, requires_grad=True)}, "got a slope that requires a gradient"),
+        ({"eps": float("nan")}, "got eps nan"),
+        ({"window": torch.tensor([0])}, "got window [0], wanted 1 or more positions"),
+        ({"window": torch.tensor([-3])}, "got window [-3]"),
+        ({"slope": torch.tensor([-0.5])}, "got slope [-0.5], wanted numbers >= 0"),
+        ({"slope": torch.tensor([float("nan")])}, "got slope [nan]"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     arguments = {"q": torch.zeros(2, 4, 1, 8), "k": torch.zeros(2, 4, 1, 8), "eps": 1e-5, **change}
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        relation_quadratic(**arguments)
-    assert message in str(caught.value)
+    for operator in (relation_quadratic, relation_quadratic_shifted):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            operator(**{"gain": torch.ones(4, 1), **arguments})
+        assert message in str(caught.value)
 
 
 def test_no_memory_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,5 +121,5 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, tmp_path: Path, monkeypatch:
     # One for the rows in range and one for those beyond, of each: out, dq, dk.
     assert kernels.count("_relation_kernel") == 6
     assert kernels.count("_step_kernel") == 1
-    ours = [x for x in launches if x.kernel.__name__ in ("_relation_kernel", "_step_kernel")]
-    assert_compile(ours, ARCHITECTURES, tmp_path)
+    # The rows in range are done by the kernels of test_quadratic_variants.
+    assert_compile([x for x in launches if x.arguments.get("SHIFTED")], ARCHITECTURES, tmp_path)

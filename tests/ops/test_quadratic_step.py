@@ -9,7 +9,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from causalrn.ops import native, quadratic_step_native
-from causalrn.ops.quadratic_step import blocked, relation_quadratic_step
+from causalrn.ops.quadratic_step import (
+    blocked,
+    relation_quadratic_step,
+    relation_quadratic_step_shifted,
+)
 from causalrn.ops.reference import relation_quadratic_reference
 
 SETTINGS: list[dict[str, Any]] = [
@@ -137,3 +141,34 @@ def test_result_does_not_depend_on_the_threads() -> None:
 def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         step(torch.zeros(shapes[0]), torch.zeros(shapes[1]), torch.tensor([length, length]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": torch.tensor([0])}, r"got window \[0\], wanted 1 or more positions"),
+        ({"window": torch.tensor([3, 3])}, r"got window \(2,\), wanted \(1,\)"),
+        ({"slope": torch.tensor([-1.0])}, r"got slope \[-1.0\], wanted numbers >= 0"),
+        ({"gain": torch.ones(2)}, r"got gain \(2,\), wanted \(2, 1\)"),
+        ({"eps": -1.0}, "got eps -1.0"),
+        ({"norm": "batch"}, "got norm 'batch'"),
+        ({"activation": "tanh"}, "got activation 'tanh'"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
+    arguments = {"q": torch.zeros(2, 1, 8), "pool": torch.zeros(2, 5, 1, 8), "lengths": torch.tensor([5, 2])}
+    arguments |= {"eps": 1e-5, "gain": torch.ones(2, 1), **change}
+    for operator in (relation_quadratic_step, relation_quadratic_step_shifted):
+        with pytest.raises(ValueError, match=message):
+            operator(**arguments)
+
+
+def test_windows_and_gains_in_any_dtype() -> None:
+    """The kernel reads 32 bits each."""
+    q, pool, lengths = torch.randn(2, 2, 8), torch.randn(2, 30, 2, 8), torch.tensor([30, 12])
+    settings = {"window": torch.tensor([5, 9]), "slope": torch.tensor([0.1, 0.2]), "gain": torch.rand(2, 2)}
+    wide = {name: x.to(torch.int64 if name == "window" else torch.float64) for name, x in settings.items()}
+    narrow = {**settings, "window": settings["window"].to(torch.int32)}
+    results = [relation_quadratic_step(q, pool, lengths, eps=1e-5, **x) for x in (wide, narrow)]
+    assert results[0].isfinite().all()
+    assert torch.equal(*results)
