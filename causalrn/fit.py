@@ -16,9 +16,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from causalrn.allocator import keep_freed_memory
 from causalrn.callbacks import Preempted
 from causalrn.callbacks.run_folder import draw_curves, write_json
+from causalrn.changes import check_continues, load_weights
 from causalrn.checkpoint import PREEMPTED, progress
 from causalrn.cli import CausalRNCLI, run_command
-from causalrn.resume import check_continues, load_weights
 from causalrn.starts import first_process
 from causalrn.strategies import check_run
 from causalrn.tables import print_results

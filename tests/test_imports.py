@@ -10,7 +10,16 @@ LAYERS = [
     {"models"},
     {
         *("metrics", "diagnostics", "length_ladder", "length_report", "loggers", "tables", "trackers"),
-        *("checkpoint", "checkpoint_io", "decoding", "random_state", "resume", "sharded", "starts"),
+        *(
+            "changes",
+            "checkpoint",
+            "checkpoint_io",
+            "decoding",
+            "random_state",
+            "resume",
+            "sharded",
+            "starts",
+        ),
     },
     {"lit_module", "callbacks", "strategies", "trainer"},
     {"cli"},
