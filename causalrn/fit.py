@@ -17,9 +17,9 @@ from causalrn.allocator import keep_freed_memory
 from causalrn.callbacks import Preempted, RunFolder
 from causalrn.callbacks.history import History
 from causalrn.callbacks.run_folder import draw_curves, write_json
+from causalrn.changes import check_continues, load_weights
 from causalrn.checkpoint import PREEMPTED, progress
 from causalrn.cli import CausalRNCLI, run_command
-from causalrn.resume import check_continues, load_weights
 from causalrn.starts import first_process
 from causalrn.strategies import check_run
 from causalrn.tables import print_results

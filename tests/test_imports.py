@@ -10,8 +10,8 @@ LAYERS = [
     {"models"},
     {
         *("metrics", "diagnostics", "length_ladder", "length_report", "loggers", "tables", "trackers"),
-        *("checkpoint", "checkpoint_io", "config_files", "data_folders", "decoding", "random_state"),
-        *("resume", "sharded", "starts"),
+        *("changes", "checkpoint", "checkpoint_io", "config_files", "data_folders", "decoding"),
+        *("random_state", "resume", "sharded", "starts"),
     },
     {"lit_module", "callbacks", "strategies", "trainer", "trainer_settings"},
     {"cli", "config_errors"},
