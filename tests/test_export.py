@@ -81,3 +81,22 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "weights.ckpt").write_text("precious")
     assert "exists" in error("--model", "relation")
     assert (tmp_path / "weights.ckpt").read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_scaled_heads_have_no_hugging_face_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="the extra huggingface is not installed")
+    torch.save(make_state_dict("relation"), tmp_path / "weights.pth")
+    export.main(["import-official", str(tmp_path / "weights.pth"), "--model", "relation", "--n-heads", "2"])
+    args = [
+        "huggingface",
+        "--checkpoint",
+        str(tmp_path / "weights.ckpt"),
+        "--output",
+        str(tmp_path / "folder"),
+    ]
+    with pytest.raises(SystemExit):
+        run_command(lambda: export.main(args))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no Hugging Face form of mixer 'QuadraticRelationScaledHeads'" in line
+    assert not (tmp_path / "folder").exists()
