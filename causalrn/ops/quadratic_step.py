@@ -203,6 +203,7 @@ def blocked(
         beyond = beyond_range(gain, count, channels, slope, shift.dtype)[..., None]
         # Below every exponent.
         shift.masked_fill_(beyond, -math.inf)
+        beyond = beyond if beyond.any() else None
     for start in range(0, positions, block):
         z = normalise(query + pool[:, start : start + block].to(wide), norm, eps)
         if gain is not None:
@@ -211,7 +212,7 @@ def blocked(
         distance = lengths[:, None] - 1 - torch.arange(start, start + z.shape[1], device=q.device)
         distance = distance[:, :, None]
         reached = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        if beyond is not None:
+        if beyond is not None and shift is not None:
             exponents = z if slope is None else z - slope.to(wide)[:, None] * distance[..., None]
             exponents = exponents.masked_fill(~reached[..., None], -math.inf)
             largest = torch.where(beyond, torch.maximum(shift, exponents.amax(1)), shift)

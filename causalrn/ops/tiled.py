@@ -103,14 +103,14 @@ def forward(
         count = torch.stack([reached.sum(-1) for reached, _ in masks]).sum(0)
         beyond = shifted_rows(shift, None if gain is None else gain[queries], count, slope)
         # A view of what is returned; rows beyond the range start below every exponent.
-        top = None if beyond is None else shift.transpose(1, 2)[:, :, queries]
-        if beyond is not None:
+        top = None if shift is None else shift.transpose(1, 2)[:, :, queries]
+        if beyond is not None and top is not None:
             top.masked_fill_(beyond[..., None], -math.inf)
         for keys, (reached, weight) in zip(key_blocks, masks, strict=True):
             x, inverse, _ = normalise_pairs(wide_q[:, :, queries, None] + wide_k[:, :, None, keys], norm, eps)
             if gain is not None:
                 inverse = inverse * gain[queries].mT[:, :, None, None]
-            if beyond is not None:
+            if beyond is not None and top is not None:
                 exponents = x * inverse + log_weight(query_positions[queries], positions[keys], slope)
                 exponents = torch.where(reached[..., None], exponents, -math.inf)
                 largest = torch.where(beyond[..., None], torch.maximum(top, exponents.amax(3)), top)
@@ -164,7 +164,7 @@ def backward(
             )
             z = x * inverse
             rows = None if gain is None else gain[queries].mT[:, :, None, None]
-            if beyond is None:
+            if beyond is None or rows is None or shift is None:
                 w = upstream * derivative(activation, z if rows is None else z * rows) * weight[..., None]
             else:
                 exponents = z * rows + log_weight(query_positions[queries], positions[keys], slope)

@@ -83,7 +83,8 @@ class TestKernels:
         arguments = (None, None, 1e-5, True, "layer", "exp")
         shift = torch.zeros_like(q)
         out = quadratic_triton.forward(q, k, gain, *arguments, shift=shift)
-        plain = quadratic_triton.forward(q, k, gain, *arguments)
+        # The interpreter warns of what would be infinite.
+        plain = quadratic_triton.forward(q, k, gain.clamp(-1, 1), *arguments)
         assert torch.equal(out[:, ::3], plain[:, ::3])
         assert not shift[:, ::3].any()
 
