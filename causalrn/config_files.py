@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile
+
+# Public, though the package exports it by a list that is made while it is imported.
+from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch.cli import LightningArgumentParser
 
 # How a config is named in a checkout's own folder.
