@@ -79,7 +79,7 @@ def plain_mixer(form: str) -> Mixer:
 def plain_formulas() -> Iterator[None]:
     """Within it, the networks compute with plain formulas, which torch.compile may fuse as it can."""
     relations = {
-        "relation_quadratic": reference.relation_quadratic_reference,
+        "relation_quadratic_shifted": plain_quadratic,
         "relation_linear": plain_linear,
     }
     with ExitStack() as stack:
@@ -87,6 +87,11 @@ def plain_formulas() -> Iterator[None]:
             definitions = {"normalise": reference.normalise, **(relations if module == "relation" else {})}
             stack.enter_context(mock.patch.multiple(f"causalrn.models.{module}", **definitions))
         yield
+
+
+def plain_quadratic(q: Tensor, k: Tensor, **settings: Any) -> tuple[Tensor, None]:
+    """The definition in place of the operator, without a shift."""
+    return reference.relation_quadratic_reference(q, k, **settings), None
 
 
 def plain_linear(q: Tensor, k: Tensor, state: None, *, eps: float, **settings: Any) -> tuple[Tensor, None]:

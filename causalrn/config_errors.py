@@ -19,7 +19,9 @@ def one_line(message: str) -> str:
         for line in dict.fromkeys(lines)
         if line and not re.match(r"Parser key|Problem with|Does not val|Subtypes|Errors:|Given value", line)
     ]
-    wrong = [reason for reason in reasons if not reason.startswith("Expected a")]
+    # A list of objects is no object: of the types that were tried, another one tells what is wrong.
+    general = r"Expected a|Not a valid subclass|Subclass types expect|a (class path|dict) "
+    wrong = [reason for reason in reasons if not re.match(general, reason)]
     if not keys and re.search(r"^\s*Errors:", message, re.MULTILINE) and wrong:
         # What a constructor said, which names itself.
         return wrong[0]

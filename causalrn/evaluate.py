@@ -31,6 +31,7 @@ def main(args: list[str] | None = None) -> None:
     check_options(options, "[1, inf)", "val_samples", "tokens_per_batch", "limit", "batch_size")
     check_options(options, "[0, inf)", "num_fewshot")
     check_options(options, "(0, inf]", "max_seconds")
+    options.checkpoint = named_checkpoint(options.checkpoint)
     quiet_libraries()
     checkpoint = read_checkpoint(options.checkpoint)
     output = options.output or default_output(options)
@@ -121,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.evaluate", description=__doc__)
     parser.add_argument(
         "--checkpoint",
-        type=named_checkpoint,
+        type=Path,
         required=True,
         help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
     )

@@ -29,6 +29,7 @@ def main(args: list[str] | None = None) -> None:
     check_options(options, "[1, inf)", "top_k", "samples")
     check_options(options, "(0, 1]", "top_p")
     check_options(options, "(0, inf)", "repetition_penalty")
+    options.checkpoint = named_checkpoint(options.checkpoint)
     quiet_libraries()
     # A terminal that is not set to UTF-8 would stop at the first other character.
     for output in (sys.stdout, sys.stderr):
@@ -56,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m causalrn.generate", description=__doc__)
     parser.add_argument(
         "--checkpoint",
-        type=named_checkpoint,
+        type=Path,
         required=True,
         help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
     )

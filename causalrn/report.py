@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     pairs = verbs.add_parser("pairs", help="heat map: how much each position contributes to each later one")
     pairs.add_argument(
         "--checkpoint",
-        type=named_checkpoint,
+        type=Path,
         required=True,
         help="a model of relation mixers, or its run folder",
     )
@@ -80,6 +80,7 @@ def report_pairs(options: argparse.Namespace) -> None:
         ValueError: no such layer, head or position, another kind of mixer, or a prompt that the model cannot read.
     """
     check_options(options, "[0, inf)", "max_tokens", "head")
+    options.checkpoint = named_checkpoint(options.checkpoint)
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
     codec = codec_of(checkpoint, network)

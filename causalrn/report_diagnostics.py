@@ -34,7 +34,7 @@ COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
-        type=named_checkpoint,
+        type=Path,
         required=True,
         help="a model of relation mixers, or its run folder",
     )
@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
         ValueError: a number below 1, another kind of mixer, sequences longer than the model takes, or no data.
     """
     check_options(options, "[1, inf)", "sequences", "positions")
+    options.checkpoint = named_checkpoint(options.checkpoint)
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
     sets = {}

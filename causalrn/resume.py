@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from causalrn.checkpoint import newest_checkpoint, progress, read_training
+from causalrn.checkpoint import named_checkpoint, newest_checkpoint, progress, read_training
 from causalrn.sharded import is_sharded
 from causalrn.starts import is_continued, is_restarted, job_name
 
@@ -165,15 +165,12 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
 
 def find_checkpoint(flag: str, target: str) -> Path:
     """The checkpoint that a flag names: itself, or the newest of a run folder."""
-    path = Path(target)
-    if path.is_file() or is_sharded(path):
-        return path
-    newest = newest_checkpoint(path / "checkpoints")
-    if newest is None:
+    try:
+        return named_checkpoint(target)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"{flag} {target}: no checkpoint there; want a .ckpt or a run folder with checkpoints/"
-        )
-    return newest
+        ) from None
 
 
 def is_run_folder(path: Path) -> bool:

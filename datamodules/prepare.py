@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], str] = options.run
     try:
-        counts = [name for name in ("workers", "samples", "lengths", "vocab_size") if name in options]
+        counts = [name for name in ("workers", "samples", "lengths") if name in options]
         check_options(options, "[1, inf)", *counts)
         print(run(options))
     except (ValueError, OSError) as error:

@@ -114,7 +114,7 @@ def test_a_folder_of_its_own_and_weights_alone(tmp_path: Path) -> None:
     assert (folder / "last.ckpt").resolve().name == "epoch=0-step=10.ckpt"
     light = next(path for path in folder.glob("light*.ckpt"))
     light.touch()
-    with pytest.warns(UserWarning, match=f"{light.name} is passed over: it holds the weights alone"):
+    with pytest.warns(UserWarning, match=f"{light.name} is passed over: .* holds weights alone"):
         newest = newest_checkpoint(folder)
     assert newest == folder / "epoch=0-step=10.ckpt"
 

@@ -77,7 +77,7 @@ def test_a_length_stops_the_run_and_chooses_the_checkpoint(tmp_path: Path) -> No
         tmp_path / "a.yaml",
         extrapolation(lengths=[2, 4], every_n_steps=1, samples=4),
         monitor("EarlyStopping", monitor=name, patience=1, min_delta=100.0),
-        monitor("ModelCheckpoint", monitor=name, mode="max", save_top_k=1, filename="{step}"),
+        monitor("ModelCheckpoint", monitor=name, mode="max", save_top_k=1, filename="best-{step}"),
     )
     fit.main(
         ["--config", str(config), "--run_dir", str(tmp_path / "run"), "--trainer.val_check_interval", "2"]
@@ -85,7 +85,7 @@ def test_a_length_stops_the_run_and_chooses_the_checkpoint(tmp_path: Path) -> No
     table = [row for row in read_table(tmp_path / "run" / "length_extrapolation.csv") if row["length"] == "4"]
     assert [row["step"] for row in table] == ["2", "4"]
     worst = max(table, key=lambda row: float(row["loss"]))
-    (path,) = (p for p in (tmp_path / "run" / "checkpoints").glob("*.ckpt") if not p.is_symlink())
+    (path,) = (tmp_path / "run" / "checkpoints").glob("best-*.ckpt")
     assert read_checkpoint(path)["global_step"] == int(worst["step"])
 
 

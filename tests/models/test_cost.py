@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -84,11 +85,15 @@ def test_flops_of_linear_attention_are_those_of_its_recurrence() -> None:
     assert mixer_cost(mixer, LENGTH).flops == counter.get_total_flops()
 
 
+def plain_quadratic(q: Tensor, k: Tensor, **settings: Any) -> tuple[Tensor, None]:
+    return reference.relation_quadratic_reference(q, k, **settings), None
+
+
 @pytest.mark.parametrize("name", ["quadratic", "linear", "convolution", "shift, convolution"])
 def test_exps_are_those_of_the_definition(name: str) -> None:
     network = make(name, causal=False)
     definitions = {
-        "relation_quadratic": reference.relation_quadratic_reference,
+        "relation_quadratic_shifted": plain_quadratic,
         "relation_linear": reference.relation_linear_reference,
     }
     with mock.patch.multiple("causalrn.models.relation", **definitions), CountExps() as counter:

@@ -143,6 +143,7 @@ def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> 
         step(torch.zeros(shapes[0]), torch.zeros(shapes[1]), torch.tensor([length, length]))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -157,10 +158,10 @@ def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> 
 )
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
     arguments = {"q": torch.zeros(2, 1, 8), "pool": torch.zeros(2, 5, 1, 8), "lengths": torch.tensor([5, 2])}
-    arguments |= {"eps": 1e-5, "gain": torch.ones(2, 1), **change}
+    settings: dict[str, Any] = {"eps": 1e-5, "gain": torch.ones(2, 1), **change}
     for operator in (relation_quadratic_step, relation_quadratic_step_shifted):
         with pytest.raises(ValueError, match=message):
-            operator(**arguments)
+            operator(**arguments, **settings)
 
 
 def test_windows_and_gains_in_any_dtype() -> None:
