@@ -157,19 +157,25 @@ def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> 
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
-    arguments = {"q": torch.zeros(2, 1, 8), "pool": torch.zeros(2, 5, 1, 8), "lengths": torch.tensor([5, 2])}
-    settings: dict[str, Any] = {"eps": 1e-5, "gain": torch.ones(2, 1), **change}
+    tensors = {"q": torch.zeros(2, 1, 8), "pool": torch.zeros(2, 5, 1, 8), "lengths": torch.tensor([5, 2])}
+    arguments: dict[str, Any] = {**tensors, "eps": 1e-5, "gain": torch.ones(2, 1), **change}
     for operator in (relation_quadratic_step, relation_quadratic_step_shifted):
         with pytest.raises(ValueError, match=message):
-            operator(**arguments, **settings)
+            operator(**arguments)
 
 
 def test_windows_and_gains_in_any_dtype() -> None:
     """The kernel reads 32 bits each."""
     q, pool, lengths = torch.randn(2, 2, 8), torch.randn(2, 30, 2, 8), torch.tensor([30, 12])
-    settings = {"window": torch.tensor([5, 9]), "slope": torch.tensor([0.1, 0.2]), "gain": torch.rand(2, 2)}
-    wide = {name: x.to(torch.int64 if name == "window" else torch.float64) for name, x in settings.items()}
-    narrow = {**settings, "window": settings["window"].to(torch.int32)}
+    settings: dict[str, torch.Tensor] = {
+        "window": torch.tensor([5, 9]),
+        "slope": torch.tensor([0.1, 0.2]),
+        "gain": torch.rand(2, 2),
+    }
+    wide: dict[str, Any] = {
+        name: x.to(torch.int64 if name == "window" else torch.float64) for name, x in settings.items()
+    }
+    narrow: dict[str, Any] = {**settings, "window": settings["window"].to(torch.int32)}
     results = [relation_quadratic_step(q, pool, lengths, eps=1e-5, **x) for x in (wide, narrow)]
     assert results[0].isfinite().all()
     assert torch.equal(*results)
