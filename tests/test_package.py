@@ -25,6 +25,11 @@ import causalrn, datamodules.text
 print(causalrn.__file__)
 """
 
+# pip would take a checkout that PYTHONPATH names for an installed package.
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+# The first test compiles the kernels, the second one installs torch.
+pytestmark = pytest.mark.timeout(3000)
+
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -33,7 +38,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(output), str(ROOT)],
         check=True,
         capture_output=True,
-        timeout=300,
+        timeout=1200,
     )
     (wheel,), (sdist,) = output.glob("*.whl"), output.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
@@ -43,31 +48,32 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def python(distributions: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a clean environment in which the wheel is installed."""
     environment = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=300)
     pip = [str(environment / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
     # Bytecode of what is never imported here takes most of an installation's time.
     pip += ["--no-compile"]
     constraints = ["-c", str(ROOT / "constraints.txt")]
     # torch first and pinned, or the wheel's requirement takes the newest CUDA build.
     for requirement in (["torch==2.13.0", "numpy"], [str(distributions["wheel"])]):
-        subprocess.run([*pip, *constraints, *requirement], check=True, timeout=540, capture_output=True)
+        subprocess.run(
+            [*pip, *constraints, *requirement], check=True, timeout=1200, capture_output=True, env=CLEAN
+        )
     return environment / "bin" / "python"
 
 
 @pytest.fixture
 def run(python: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the clean environment's Python in an empty folder."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(python), "-W", "ignore", *arguments],
             cwd=tmp_path,
-            env=environment,
+            env=CLEAN,
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=600,
         )
 
     return call
