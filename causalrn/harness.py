@@ -27,22 +27,21 @@ Item = TypeVar("Item")
 
 
 class SplitPair(NamedTuple):
-    """Tokens of a context and its continuation: those that the context begins with, alone as with the continuation,
-    the context's others, and what follows the first where both are encoded together."""
+    """Tokens of a context and its continuation: those that the continuation is read after, what is scored, and what is
+    scored instead of it where the context stands alone; the latter is empty but for a continuation without tokens of its own."""
 
-    shared: list[int]
-    context: list[int]
-    both: list[int]
+    before: list[int]
+    scored: list[int]
+    alone: list[int]
 
 
 class CheckpointLM(TemplateLM):
     """A network and its tokenizer as a model of the harness.
 
-    Context and continuation are encoded together, as by the harness's own causal models. Where the continuation merges
-    with the end of the context, so that the context's tokens are not the first of both, the likelihood of both is
-    divided by that of the context. That is what the tokens after the context give everywhere else, and keeps the
-    choices of a question comparable; it may be above 1, where the network finds the merged spelling the likelier one.
-    The harness itself would score the tokens that are left after as many as the context has, which may be none.
+    Context and continuation are encoded together and parted as by the harness's own causal models: the tokens of both, less as
+    many as the context alone has, are scored after those of the context. Where a continuation merges with the end of the
+    context so that none are left, the harness would score nothing, as a certainty. Its likelihood is then that of both
+    texts divided by that of the context, which is what tokens of its own would give.
 
     An empty context is the token that ends a document. Contexts that are longer than the model's positions lose their
     beginning.
@@ -80,10 +79,10 @@ class CheckpointLM(TemplateLM):
             ValueError: a continuation has no tokens, so that nothing could be scored.
         """
         splits = [self.split_pair(*request.args) for request in requests]
-        scored = self._loglikelihood_tokens([(None, split.shared, split.both) for split in splits])
-        merged = [index for index, split in enumerate(splits) if split.context]
+        scored = self._loglikelihood_tokens([(None, split.before, split.scored) for split in splits])
+        merged = [index for index, split in enumerate(splits) if split.alone]
         alone = self._loglikelihood_tokens(
-            [(None, splits[index].shared, splits[index].context) for index in merged]
+            [(None, splits[index].before, splits[index].alone) for index in merged]
         )
         for index, (likelihood, _) in zip(merged, alone, strict=True):
             scored[index] = (scored[index][0] - likelihood, scored[index][1])
@@ -96,15 +95,21 @@ class CheckpointLM(TemplateLM):
         Raises:
             ValueError: the continuation has no tokens.
         """
-        both, alone = self.tok_encode(context + continuation), self.tok_encode(context.rstrip())
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(both, alone, strict=False))
+        if context:
+            before, scored = self._encode_pair(context, continuation)
+        else:
+            before, scored = [], self.tok_encode(continuation)
+        if scored:
+            return SplitPair(before, scored, [])
+        both = self.tok_encode(context + continuation)
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(both, before, strict=False))
         shared = len(list(same))
         if len(both) == shared:
             raise ValueError(
                 f"a task asks for the likelihood of {continuation!r} after {context[-40:]!r}, which adds no token: want "
                 "a continuation that is not empty"
             )
-        return SplitPair(both[:shared], alone[shared:], both[shared:])
+        return SplitPair(both[:shared], both[shared:], before[shared:])
 
     @torch.inference_mode()
     def _loglikelihood_tokens(

@@ -54,7 +54,7 @@ def log_probability(network: LanguageModel, before: list[int], tokens: list[int]
     return total
 
 
-def test_a_merge_across_the_boundary_is_scored_as_the_texts_with_and_without(network: LanguageModel) -> None:
+def test_pairs_are_scored_as_the_harness_parts_them_and_never_as_nothing(network: LanguageModel) -> None:
     assert len(tokens_of("dab")) == len(tokens_of("da")) == 2
     pairs = [
         ("da", "b"),
@@ -68,15 +68,15 @@ def test_a_merge_across_the_boundary_is_scored_as_the_texts_with_and_without(net
     found = model_of(network).loglikelihood(requests_of("loglikelihood", pairs), disable_tqdm=True)
     d, a, space = tokens_of("da ")
     (ab,) = tokens_of("ab")
+    # The first merges into the context's last token: both texts, less the context.
     expected = [
         log_probability(network, [d], [ab]) - log_probability(network, [d], [a]),
         log_probability(network, [d, a], tokens_of(" c")),
-        log_probability(network, [END], [ab, *tokens_of("c")]) - log_probability(network, [END], [a]),
+        log_probability(network, [a], tokens_of("c")),
         log_probability(network, [d, a], [space, *tokens_of("b")]),
         log_probability(network, [END], tokens_of("  ab")),
         log_probability(network, [END], [ab]),
-        log_probability(network, tokens_of("xyz d"), [ab, *tokens_of("bbbb")])
-        - log_probability(network, tokens_of("xyz d"), [a]),
+        log_probability(network, tokens_of("xyz da"), tokens_of("bbbb")),
     ]
     assert [value for value, _ in found] == pytest.approx(expected, abs=1e-4)
 
