@@ -152,7 +152,10 @@ def test_description_rebuilds_the_model(make_mixer) -> None:
     [
         ({"class_path": "causalrn.models.NoSuch"}, "NoSuch"),
         ({"class_path": "os.getcwd"}, "no network"),
-        ({"class_path": "causalrn.models.MLP", "init_args": {"d_model": 4, "d_hidden": 4, "width": 3}}, "width"),
+        (
+            {"class_path": "causalrn.models.MLP", "init_args": {"d_model": 4, "d_hidden": 4, "width": 3}},
+            "width",
+        ),
         ({}, "cannot be imported"),
     ],
 )
