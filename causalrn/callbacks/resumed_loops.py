@@ -63,3 +63,9 @@ class ResumedLoops(L.Callback):
         elif loop.batch_progress.is_last_batch:
             # The loop waits for a validation before it ends the epoch, and there is none.
             loop.val_loop._has_run = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if loop.restarting:
+            # It had nothing left to do in this epoch, and would end the following ones at once too.
+            loop.on_iteration_done()
