@@ -29,10 +29,13 @@ def train_in_pieces(config: Path, run_dir: Path, overlay: str) -> None:
     fit.main(
         ["--config", str(config), "--config", overlay, "--run_dir", str(run_dir), "--trainer.max_steps", "3"]
     )
-    checkpoint = next((run_dir / "checkpoints").glob("*step=3.ckpt"))
-    kept = shutil.copy(checkpoint, run_dir / "checkpoints" / "kept.ckpt")
-    for target in (run_dir, kept):
-        fit.main(["--resume", str(target), "--trainer.max_steps", "6"])
+    folder = run_dir / "checkpoints"
+    kept = shutil.copy(next(folder.glob("*step=3.ckpt")), run_dir / "kept")
+    fit.main(["--resume", str(run_dir), "--trainer.max_steps", "6"])
+    for checkpoint in folder.glob("*.ckpt"):
+        checkpoint.unlink()
+    shutil.move(kept, folder / "kept.ckpt")
+    fit.main(["--resume", str(run_dir), "--trainer.max_steps", "6"])
 
 
 def expected(run_dir: Path) -> Logged:
