@@ -213,10 +213,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("*.ckpt"):
         if path.is_symlink():
             continue
-        if problem := incomplete(path):
-            warnings.warn(f"checkpoint {path} is passed over: {problem}", stacklevel=2)
-        else:
+        try:
+            check_sizes(path)
             found.append((progress(path), path.stat().st_mtime, path))
+        except ValueError as error:
+            warnings.warn(f"checkpoint {path} is passed over: {error}", stacklevel=2)
     return max(found)[-1] if found else None
 
 
@@ -240,15 +241,9 @@ def named_checkpoint(path: str | Path) -> Path:
     return newest
 
 
-def incomplete(path: Path) -> str | None:
-    """What is wrong with a checkpoint file or folder, or None."""
-    if path.is_dir():
-        sizes = json.loads((path / SIZES).read_text()) if (path / SIZES).is_file() else {}
-        for name, size in sizes.items():
-            if not (path / name).is_file() or (path / name).stat().st_size != size:
-                return f"{name} is missing or cut short"
-    try:
-        read_training(path)
-    except ValueError as error:
-        return str(error)
-    return None
+def check_sizes(path: Path) -> None:
+    """Raises a ValueError where a file of a checkpoint that is a folder is missing or cut short."""
+    sizes = json.loads((path / SIZES).read_text()) if (path / SIZES).is_file() else {}
+    for name, size in sizes.items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise ValueError(f"{name} is missing or cut short")
