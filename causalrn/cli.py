@@ -38,7 +38,7 @@ from causalrn.config_files import ConfigParser
 from causalrn.data_folders import STARTED_IN, placed_folders
 from causalrn.lit_module import LanguageModelModule
 from causalrn.loggers import MetricsCSV, TensorBoardEvents
-from causalrn.resume import OF_A_START, RUN_DIR_VARIABLE, flag_value, plan_start, with_base_config
+from causalrn.resume import OF_A_START, flag_value, name_for_children, plan_start, with_base_config
 from causalrn.run_lock import RunLock
 from causalrn.signals import EXIT_INTERRUPTED
 from causalrn.starts import first_process
@@ -121,7 +121,7 @@ class CausalRNCLI(LightningCLI):
             settings = self.config["data"].get("init_args", {})
             for name, folder in placed_folders(settings, read_head(self.checkpoint).get(STARTED_IN)).items():
                 settings[name] = folder
-        os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
+        name_for_children(self.run_dir)
         self.config["run_dir"] = str(self.run_dir)
         for name in OF_A_START:
             if self.config[name] and not flag_value(self.arguments, f"--{name}"):
@@ -176,7 +176,7 @@ class CausalRNCLI(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         # A config's own callback of a kind takes the place of the default one.
         extra: list[tuple[type[Callback], Callback]] = [
-            (RunFolder, RunFolder(self.run_dir, self.resolved)),
+            (RunFolder, RunFolder(self.run_dir, self.resolved, str(self.start))),
             (FiniteLoss, FiniteLoss()),
             (Norms, Norms()),
             (Throughput, Throughput()),

@@ -25,6 +25,8 @@ def one_line(message: str) -> str:
     if not keys and re.search(r"^\s*Errors:", message, re.MULTILINE) and wrong:
         # What a constructor said, which names itself.
         return wrong[0]
+    if re.search(r"required: .*\b(data|model)\b", message):
+        return "a run needs `model` and `data`: want --config FILE, as --config configs/copy/quickstart.yaml"
     if not keys or not reasons:
         return " ".join(message.split())
     # A key within a class is one of its arguments.

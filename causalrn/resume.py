@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,8 @@ from causalrn.checkpoint import named_checkpoint, newest_checkpoint, progress, r
 from causalrn.sharded import is_sharded
 from causalrn.starts import is_continued, is_restarted, job_name
 
-# The first process of a run names the folder for the ranks that it starts.
+# The first process of a run names the folder for the ranks that it starts, beside its own number: whatever else
+# inherits the variable, or a later run of a process that trains more than one, must not take it for its own.
 RUN_DIR_VARIABLE = "CAUSALRN_RUN_DIR"
 # Says which other run this one continues or got its weights from.
 ORIGIN = "origin.json"
@@ -39,6 +41,12 @@ class Start:
     checkpoint: Path | None = None
     weights: Path | None = None
     origin: dict[str, str] | None = None
+
+    def __str__(self) -> str:
+        """What the run begins with; equal on ranks that agree, wherever each of them has mounted the folder."""
+        if self.checkpoint is not None:
+            return self.checkpoint.name
+        return f"the weights of {self.weights.name}" if self.weights is not None else "fresh weights"
 
     def note_origin(self) -> None:
         """Leaves in the run folder where the run comes from."""
@@ -149,7 +157,8 @@ def with_base_config(arguments: list[str]) -> Iterator[list[str]]:
 def flag_values(arguments: list[str], *flags: str) -> list[str]:
     """What a command line gives a flag, which may go by several names."""
     values = []
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in pairwise([*arguments, None]):
+        assert argument is not None
         if argument in flags and following is not None:
             values.append(following)
         name, equals, value = argument.partition("=")
@@ -189,8 +198,8 @@ def run_folder_of(target: Path) -> Path | None:
 
 def choose_run_dir(given: str | None, arguments: list[str]) -> Path:
     """The folder of this run: the given one, or a new one that is named after the first config file."""
-    if os.environ.get("LOCAL_RANK", "0") != "0" and (named := os.environ.get(RUN_DIR_VARIABLE)):
-        return Path(named)
+    if (named := run_dir_of_parent()) is not None:
+        return named
     if given:
         return Path(given)
     configs = [Path(path) for path in flag_values(arguments, *CONFIG_FLAGS)]
@@ -198,6 +207,18 @@ def choose_run_dir(given: str | None, arguments: list[str]) -> Path:
     parent = configs[0].parent.name if configs else ""
     name = f"{parent}-{name}" if parent else name
     return Path("runs") / name / (job_name() or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def name_for_children(run_dir: Path) -> None:
+    """Tells the ranks that this process starts, as Lightning does where there is no launcher, which folder it has chosen."""
+    os.environ[RUN_DIR_VARIABLE] = f"{os.getpid()}:{run_dir}"
+
+
+def run_dir_of_parent() -> Path | None:
+    """The folder that the first rank has chosen, where that process has started this one."""
+    parent, _, run_dir = os.environ.get(RUN_DIR_VARIABLE, "").partition(":")
+    started_by_it = os.environ.get("LOCAL_RANK", "0") != "0" and parent == str(os.getppid())
+    return Path(run_dir) if started_by_it else None
 
 
 def check_unused(run_dir: Path) -> None:

@@ -42,6 +42,18 @@ def restore_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    """The same for what a fixture of several tests has trained, which is set up before any fixture of one test."""
+    before = dict(os.environ)
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope != "function":
+            os.environ.clear()
+            os.environ.update(before)
+
+
 @pytest.fixture
 def unchecked_shapes() -> Iterator[None]:
     """Within the test, calls go to the functions themselves: for what torch.compile traces, and for shapes that are wrong on purpose."""

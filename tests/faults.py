@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -176,7 +177,7 @@ def write_config(path: Path, module: str = "NoisyCopyModule", num_workers: int =
 def start(
     args: list[str], ranks: int = 2, fault: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """One entry of STARTS_JSON; `more` sets environment variables."""
+    """One entry of STARTS_JSON; `{rank}` in an argument is the rank's number, `more` sets environment variables."""
     return {"args": args, "ranks": ranks, "fault": fault or {}, "environment": more}
 
 
@@ -202,13 +203,12 @@ def run_starts(starts: list[dict[str, Any]], timeout: float = 560) -> list[dict[
     return [json.loads(line) for line in output.splitlines()]
 
 
-def fork_rank(rank: int, entry: dict[str, Any], port: int, log: Path) -> int:
+def fork_rank(rank: int, entry: dict[str, Any], port: int, log: int) -> int:
     """Starts one rank; its process id."""
     if pid := os.fork():
         return pid
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     ranks = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -227,7 +227,8 @@ def fork_rank(rank: int, entry: dict[str, Any], port: int, log: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
-        run_command(lambda: fit.main([*entry["args"], "--trainer.devices", str(entry["ranks"])]))
+        arguments = [argument.replace("{rank}", str(rank)) for argument in entry["args"]]
+        run_command(lambda: fit.main([*arguments, "--trainer.devices", str(entry["ranks"])]))
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -240,32 +241,36 @@ def fork_rank(rank: int, entry: dict[str, Any], port: int, log: Path) -> int:
 
 
 def main() -> None:
-    for number, entry in enumerate(json.loads(sys.argv[1])):
-        log = Path(os.environ.get("TMPDIR", "/tmp"), f"faults-{os.getpid()}-{number}.log")
+    for entry in json.loads(sys.argv[1]):
         with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
             port = server.getsockname()[1]
-        pids = {fork_rank(rank, entry, port, log): rank for rank in range(entry["ranks"])}
-        codes = {}
-        # As srun --kill-on-bad-exit and torchrun do: a rank that fails takes the others with it. Those that can end
-        # by themselves, and clean up, get all the time that a busy machine may need.
-        grace_seconds = 2 if entry["fault"].get("kind") in HANGING else 120
-        deadline = None
-        while len(codes) < len(pids):
+        # Without a name: whoever kills this process leaves nothing behind.
+        with tempfile.TemporaryFile("w+") as log:
+            pids = {fork_rank(rank, entry, port, log.fileno()): rank for rank in range(entry["ranks"])}
+            codes = wait_for_ranks(pids, entry["fault"].get("kind"))
+            log.seek(0)
+            ends = {"codes": [codes[rank] for rank in sorted(codes)], "output": log.read()}
+        print(json.dumps(ends), flush=True)
+
+
+def wait_for_ranks(pids: dict[int, int], fault: str | None) -> dict[int, int]:
+    """Exit codes by rank. As srun --kill-on-bad-exit and torchrun do: a rank that fails takes the others with it."""
+    codes: dict[int, int] = {}
+    # Those that can end by themselves, and clean up, get all the time that a busy machine may need.
+    grace_seconds = 2 if fault in HANGING else 120
+    deadline = None
+    while len(codes) < len(pids):
+        for pid, rank in pids.items():
+            if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                codes[rank] = os.waitstatus_to_exitcode(ended[1])
+        if any(code not in (0, 75, 130) for code in codes.values()):
+            deadline = deadline or time.monotonic() + grace_seconds
+        if deadline and time.monotonic() > deadline:
             for pid, rank in pids.items():
-                if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
-                    codes[rank] = os.waitstatus_to_exitcode(ended[1])
-            if any(code not in (0, 75, 130) for code in codes.values()):
-                deadline = deadline or time.monotonic() + grace_seconds
-            if deadline and time.monotonic() > deadline:
-                for pid, rank in pids.items():
-                    if rank not in codes:
-                        os.kill(pid, signal.SIGKILL)
-            time.sleep(POLL_SECONDS)
-        print(
-            json.dumps({"codes": [codes[rank] for rank in sorted(codes)], "output": log.read_text()}),
-            flush=True,
-        )
-        log.unlink()
+                if rank not in codes:
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    return codes
 
 
 if __name__ == "__main__":

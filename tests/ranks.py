@@ -16,9 +16,7 @@ def run_plan(plan: list[list[str]], folder: Path, ranks: int = 2) -> list[dict[s
 
     Each training needs a --run_dir. All ranks are real processes with gloo between them.
     """
-    jobs = [
-        {"args": args, "port": free_port(), "run_dir": args[args.index("--run_dir") + 1]} for args in plan
-    ]
+    jobs = [{"args": args, "port": free_port()} for args in plan]
     path = folder / "plan.json"
     path.write_text(json.dumps(jobs))
     processes = []
@@ -54,12 +52,11 @@ def free_port() -> int:
 
 def main(path: Path) -> None:
     from causalrn import fit
-    from causalrn.cli import RUN_DIR_VARIABLE, USER_ERRORS
+    from causalrn.cli import USER_ERRORS
 
     outcomes = []
     for job in json.loads(path.read_text()):
         forget_the_last_run()
-        os.environ[RUN_DIR_VARIABLE] = job["run_dir"]
         os.environ["MASTER_PORT"] = str(job["port"])
         try:
             fit.main(job["args"])

@@ -117,6 +117,13 @@ def test_other_messages_stay_as_they_are() -> None:
     assert one_line("first\n  second") == "first second"
 
 
+@pytest.mark.parametrize("flags", [[], ["--trainer.max_steps", "3"]], ids=["nothing", "a flag"])
+def test_a_command_without_a_config_is_told_what_to_give(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "want --config FILE" in error_of(fit.main, flags, capsys)
+
+
 @pytest.mark.slow
 def test_a_sample_that_is_too_long_is_said_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

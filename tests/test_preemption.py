@@ -102,3 +102,22 @@ def test_folders_of_sharded_weights_are_complete_or_absent(tmp_path: Path) -> No
         states.append(torch.load(tmp_path / "weights.pt", weights_only=True))
     assert_same(states[0], states[1], "sharded state")
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_ranks_that_begin_differently_are_told_so(tmp_path: Path) -> None:
+    # As on two nodes whose run folders are not one.
+    command = [
+        "--config",
+        str(write_config(tmp_path / "config.yaml")),
+        "--run_dir",
+        str(tmp_path / "run{rank}"),
+    ]
+    signalled, again = run_starts(
+        [start(command, fault={"kind": "SIGUSR1", "rank": 1, "step": 1}), start(command)]
+    )
+    assert signalled["codes"] == [75, 0], signalled["output"]
+    assert again["codes"] == [1, 1], again["output"]
+    assert "error: rank 1 (on " in again["output"]
+    assert ") begins with fresh weights and rank 0 (on " in again["output"]
+    assert ") with preempted-step=3.ckpt: want --run_dir to name one folder" in again["output"]

@@ -15,6 +15,7 @@ import yaml
 from causalrn import fit
 from causalrn.checkpoint import load_network, newest_checkpoint, read_checkpoint, save_network
 from causalrn.loggers import read_metrics
+from causalrn.resume import plan_start
 from tests.test_fit import CONFIG, error_of
 
 LEARNING_RATE = "--model.init_args.learning_rate"
@@ -55,6 +56,14 @@ def steps(run_dir: Path) -> list[float]:
 
 def resolved(run_dir: Path) -> dict[str, Any]:
     return yaml.safe_load((run_dir / "config.yaml").read_text())
+
+
+def test_only_the_process_that_started_a_rank_names_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    # An earlier run of this process, or one from which the variable came down a longer way, has no say.
+    for number, chosen in ((os.getppid(), "first"), (os.getpid(), "given"), ("", "given")):
+        monkeypatch.setenv("CAUSALRN_RUN_DIR", f"{number}:runs/first")
+        assert plan_start([], "runs/given").run_dir == Path("runs", chosen)
 
 
 def test_a_kept_config_sends_no_later_start_into_the_old_folder(tmp_path: Path, half: Path) -> None:

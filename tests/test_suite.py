@@ -1,5 +1,6 @@
 """The suite depends on the code alone: not on how the machine started it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def leaves_a_variable() -> None:
+    os.environ["CAUSALRN_TEST_LEFT"] = "1"
+
+
+@pytest.mark.usefixtures("leaves_a_variable")
+def test_no_fixture_changes_the_environment_of_tests() -> None:
+    # Those of a module are set up before what restores the environment of one test.
+    assert "CAUSALRN_TEST_LEFT" not in os.environ
 
 
 def test_a_test_is_interrupted_by_ctrl_c() -> None:

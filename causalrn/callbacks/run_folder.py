@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+import torch.distributed as dist
 
 from causalrn.benchmarking import cpu_name
 from causalrn.callbacks.history import History
@@ -26,18 +26,21 @@ class RunFolder(L.Callback):
     Args:
         run_dir: the run's folder.
         config: the resolved config as plain data.
+        begins_with: what this rank starts from, the same on every rank.
     """
 
-    def __init__(self, run_dir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, Any], begins_with: str) -> None:
         self.run_dir = run_dir
         self.config = config
+        self.begins_with = begins_with
         self.started_in = str(Path.cwd())
         # Of the first rank alone; on others no start begins.
         self.history = History(run_dir)
 
-    @rank_zero_only
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
+            check_agreement(self.run_dir, self.begins_with)
+        if stage == "fit" and trainer.is_global_zero:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.history.begin({**environment(), "world_size": trainer.world_size})
             parameters = sum(parameter.numel() for parameter in pl_module.parameters())
@@ -74,6 +77,25 @@ class RunFolder(L.Callback):
         # What relative paths in the config are relative to.
         checkpoint[STARTED_IN] = self.started_in
         self.history.update(trainer.global_step)
+
+
+def check_agreement(run_dir: Path, begins_with: str) -> None:
+    """Every rank looks for the checkpoint itself: those that find another one would wait for each other for ever.
+
+    Raises:
+        ValueError: on every rank, naming one that does not begin as the first.
+    """
+    if not dist.is_initialized():
+        return
+    starts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(starts, (begins_with, platform.node()))
+    first, node = starts[0]
+    for rank, (start, other_node) in enumerate(starts):
+        if start != first:
+            raise ValueError(
+                f"rank {rank} (on {other_node}) begins with {start} and rank 0 (on {node}) with {first}: want "
+                f"--run_dir to name one folder that all of them share, which {run_dir} is not"
+            )
 
 
 def environment() -> dict[str, Any]:

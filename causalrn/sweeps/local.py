@@ -125,9 +125,8 @@ class LocalRunner:
     def environment(self, slot: int) -> dict[str, str]:
         environment = dict(os.environ)
         environment.setdefault("OMP_NUM_THREADS", str(threads_per_job(self.jobs)))
-        # A run's own choice of folder and rank, were this process part of one.
-        for name in ("CAUSALRN_RUN_DIR", "LOCAL_RANK"):
-            environment.pop(name, None)
+        # Were this process a rank of a run itself.
+        environment.pop("LOCAL_RANK", None)
         if self.jobs > 1 and (devices := visible_devices()):
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         return environment
