@@ -19,7 +19,8 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from causalrn.callbacks import (
+from causalrn.system.run_lock import RunLock
+from causalrn.training.callbacks import (
     Checkpoints,
     ConfiguredValues,
     FiniteLoss,
@@ -31,20 +32,19 @@ from causalrn.callbacks import (
     Throughput,
     progress_bar,
 )
-from causalrn.callbacks.checkpoints import settle
-from causalrn.checkpoint import read_head
-from causalrn.config_errors import one_line
-from causalrn.config_files import ConfigParser
-from causalrn.data_folders import STARTED_IN, placed_folders
-from causalrn.lit_module import LanguageModelModule
-from causalrn.loggers import MetricsCSV, TensorBoardEvents
-from causalrn.resume import OF_A_START, flag_value, name_for_children, plan_start, with_base_config
-from causalrn.run_lock import RunLock
-from causalrn.signals import EXIT_INTERRUPTED
-from causalrn.starts import first_process
-from causalrn.trackers import MLflowRun, WandbRun
-from causalrn.trainer import Trainer
-from causalrn.trainer_settings import make_profiler, warn_without_effect
+from causalrn.training.callbacks.checkpoints import settle
+from causalrn.training.checkpoint import read_head
+from causalrn.training.config_errors import one_line
+from causalrn.training.config_files import ConfigParser
+from causalrn.training.data_folders import STARTED_IN, placed_folders
+from causalrn.training.loggers import MetricsCSV, TensorBoardEvents
+from causalrn.training.module import LanguageModelModule
+from causalrn.training.resume import OF_A_START, flag_value, name_for_children, plan_start, with_base_config
+from causalrn.training.signals import EXIT_INTERRUPTED
+from causalrn.training.starts import first_process
+from causalrn.training.trackers import MLflowRun, WandbRun
+from causalrn.training.trainer import Trainer
+from causalrn.training.trainer_settings import make_profiler, warn_without_effect
 
 USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
 
@@ -92,7 +92,7 @@ class CausalRNCLI(LightningCLI):
                 trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
                 run=False,
                 auto_configure_optimizers=False,
-                # A checkpoint describes its network itself, see causalrn.checkpoint.
+                # A checkpoint describes its network itself, see causalrn.training.checkpoint.
                 load_from_checkpoint_support=False,
                 parser_class=ConfigParser,
                 parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},

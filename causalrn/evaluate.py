@@ -11,19 +11,19 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentParser
 
-from causalrn.callbacks import progress_bar
-from causalrn.callbacks.run_folder import environment, write_json
-from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.codec import codec_of
-from causalrn.config_files import find_config, read_config
-from causalrn.data_folders import STARTED_IN, check_shards, placed_folders
-from causalrn.extras import optional_module
-from causalrn.length_ladder import Bounds, climb, is_text
-from causalrn.length_report import draw_ladder, table_rows, write_table
-from causalrn.lit_module import CopyModule, LanguageModelModule, TextModule
+from causalrn.evaluation.codec import codec_of
+from causalrn.evaluation.length_report import draw_ladder, table_rows, write_table
+from causalrn.evaluation.lengths import Bounds, climb, is_text
 from causalrn.ranges import check_options
-from causalrn.tables import print_results
+from causalrn.reporting.terminal import print_results
+from causalrn.system.extras import optional_module
+from causalrn.training.callbacks import progress_bar
+from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
+from causalrn.training.config_files import find_config, read_config
+from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
+from causalrn.training.module import CopyModule, LanguageModelModule, TextModule
+from causalrn.training.run_folder import environment, write_json
 
 
 def main(args: list[str] | None = None) -> None:
@@ -103,7 +103,7 @@ def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[s
     """The metrics of lm-evaluation-harness."""
     optional_module("lm_eval", "harness", "--tasks")
     # Needs lm_eval, which is optional.
-    from causalrn.harness import evaluate_tasks
+    from causalrn.interop.lm_eval import evaluate_tasks
 
     network = network_from(checkpoint, options.checkpoint)
     device = "cuda" if options.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"

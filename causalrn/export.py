@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from causalrn.checkpoint import load_network, named_checkpoint, network_from, save_network
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.huggingface.folder import read_folder, write_folder
-from causalrn.linear_step import INPUTS, OUTPUTS, write_step
+from causalrn.interop.huggingface.folder import read_folder, write_folder
+from causalrn.interop.official import MODELS, describe_official, from_official
+from causalrn.interop.step_export import INPUTS, OUTPUTS, write_step
 from causalrn.models import LanguageModel
-from causalrn.models.inputs import mixer_name
-from causalrn.models.official import MODELS, describe_official, from_official
-from causalrn.sharded import read_sharded
+from causalrn.models.short_convolution import mixer_name
+from causalrn.training.checkpoint import load_network, named_checkpoint, network_from, save_network
+from causalrn.training.consolidate import read_sharded
 
 
 def main(args: list[str] | None = None) -> None:

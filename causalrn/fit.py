@@ -3,7 +3,7 @@
 import contextlib
 import time
 
-from causalrn import signals
+from causalrn.training import signals
 
 if __name__ == "__main__":
     # A scheduler may announce the end of the job, or somebody press Ctrl-C, while the imports below still run.
@@ -13,17 +13,17 @@ if __name__ == "__main__":
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from causalrn.allocator import keep_freed_memory
-from causalrn.callbacks import Preempted, RunFolder
-from causalrn.callbacks.history import History
-from causalrn.callbacks.run_folder import draw_curves, write_json
-from causalrn.changes import check_continues, load_weights
-from causalrn.checkpoint import PREEMPTED, progress
 from causalrn.cli import CausalRNCLI, run_command
-from causalrn.starts import first_process
-from causalrn.strategies import check_run
-from causalrn.tables import print_results
-from causalrn.trainer_settings import check_trainer
+from causalrn.reporting.terminal import print_results
+from causalrn.training.allocator import keep_freed_memory
+from causalrn.training.callbacks import Preempted, RunFolder
+from causalrn.training.changes import check_continues, load_weights
+from causalrn.training.checkpoint import PREEMPTED, progress
+from causalrn.training.history import History
+from causalrn.training.run_folder import draw_curves, write_json
+from causalrn.training.starts import first_process
+from causalrn.training.strategies import check_run
+from causalrn.training.trainer_settings import check_trainer
 
 
 def main(args: list[str] | None = None) -> None:

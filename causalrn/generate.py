@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.codec import Codec, NumberCodec, TextStream, codec_of
-from causalrn.decoding import stream
-from causalrn.memory import format_bytes
+from causalrn.evaluation.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.models import LanguageModel
-from causalrn.models.stored import store_weights
+from causalrn.models.decoding import stream
+from causalrn.models.weight_only import store_weights
 from causalrn.ranges import check_options
+from causalrn.system.memory import format_bytes
+from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

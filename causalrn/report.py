@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 
-from causalrn import report_diagnostics, report_results, report_runs
-from causalrn.callbacks.run_folder import write_json
-from causalrn.checkpoint import named_checkpoint, network_from, read_checkpoint
+from benchmarks import results as report_results
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.codec import Codec, codec_of
-from causalrn.decoding import check_prompts, generate
+from causalrn.evaluation.codec import Codec, codec_of
+from causalrn.evaluation.pairs import describe_row, draw_pairs, pair_norms
 from causalrn.models import LanguageModel
-from causalrn.pairs import describe_row, draw_pairs, pair_norms
+from causalrn.models.decoding import check_prompts, generate
 from causalrn.ranges import check_options
+from causalrn.reporting import diagnostics as report_diagnostics
+from causalrn.reporting import run_page as report_runs
+from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
+from causalrn.training.run_folder import write_json
 
 VERBS = ("pairs", "diagnostics", "results")
 

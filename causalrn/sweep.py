@@ -12,9 +12,7 @@ from rich import box
 from rich.table import Table
 
 from causalrn import fit
-from causalrn.allocator import keep_freed_memory
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.config_files import find_config
 from causalrn.ranges import check_options
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
@@ -24,6 +22,8 @@ from causalrn.sweeps.record import file_table
 from causalrn.sweeps.slurm import write_script
 from causalrn.sweeps.table import collect, print_table, wide_console, write_table
 from causalrn.sweeps.view import duration, progress_view
+from causalrn.training.allocator import keep_freed_memory
+from causalrn.training.config_files import find_config
 
 
 def main(args: list[str] | None = None) -> None:

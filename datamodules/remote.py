@@ -18,7 +18,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import split_by_worker
 from webdataset.tariterators import tar_file_expander
 
-from datamodules.downloads import cache_folder
+from datamodules.prepare.downloads import cache_folder
 from datamodules.remote_files import download, fetch, join_url, open_url
 from datamodules.shards import MANIFEST, Manifest, Shard, ShardError
 from datamodules.stream import Batch, Rank, as_it_is, ignore_signals, iterate, widen

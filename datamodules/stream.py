@@ -15,7 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datamodules.order import Int64Array
 from datamodules.shards import ShardError
-from datamodules.strings import IGNORE_INDEX
+from datamodules.tasks.strings import IGNORE_INDEX
 
 Batch = dict[str, torch.Tensor]
 # What a worker sends for one batch: small arrays and lists, without a tensor's detour over shared memory.

@@ -14,12 +14,12 @@ from datamodules.base import StreamDataModule
 from datamodules.baselines import baselines
 from datamodules.callbacks import SkippedSamples
 from datamodules.order import Int64Array, shuffled
-from datamodules.preparation import prepare
-from datamodules.presets import plan_preset
+from datamodules.prepare.preparation import prepare
+from datamodules.prepare.presets import plan_preset
 from datamodules.ranges import check_range
 from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader
 from datamodules.stream import Batch, Rows, Samples, widen
-from datamodules.strings import IGNORE_INDEX
+from datamodules.tasks.strings import IGNORE_INDEX
 from datamodules.tokenizers import ByteTokenizer, Tokenizer, from_description
 
 # Places of the corpus, of one member each, among which blocks are shuffled at a time: with 64 Ki tokens a member these

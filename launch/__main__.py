@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from causalrn.callbacks.run_folder import git_revision, write_json
 from causalrn.cli import run_command
+from causalrn.training.run_folder import git_revision, write_json
 from launch.checks import check, read_config
 from launch.job import Job, shown
 

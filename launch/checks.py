@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from causalrn.cli import CausalRNCLI
-from causalrn.resume import check_unused, flag_value, plan_start
 from causalrn.sweeps.points import build_objects
+from causalrn.training.resume import check_unused, flag_value, plan_start
 from datamodules.remote import join_url, open_url
 from datamodules.shards import MANIFEST, Manifest
 from launch.job import Job

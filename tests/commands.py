@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 # Trainings are cut short; everything else runs as it stands.
 FAST = {"max_steps": "2", "limit_val_batches": "1", "val_check_interval": "1", "log_every_n_steps": "1"}
 

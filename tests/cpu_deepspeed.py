@@ -8,7 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import torch
 from lightning.fabric.utilities.seed import reset_seed
 
-from causalrn.strategies import ZeroStrategy
+from causalrn.training.strategies import ZeroStrategy
 
 
 class CPUZeroStrategy(ZeroStrategy):

@@ -25,16 +25,17 @@ import torch
 import yaml
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from causalrn import checkpoint_io, fit, signals
-from causalrn import trainer as trainer_module
-from causalrn.callbacks import FiniteLoss
-from causalrn.checkpoint import files_of
+from causalrn import fit
 from causalrn.cli import run_command
-from causalrn.lit_module import CopyModule
 from causalrn.models import describe
+from causalrn.training import checkpoint_io, signals
+from causalrn.training import trainer as trainer_module
+from causalrn.training.callbacks import FiniteLoss
+from causalrn.training.checkpoint import files_of
+from causalrn.training.module import CopyModule
+from tests import ROOT
 from tests.test_fit import CONFIG
 
-ROOT = Path(__file__).parents[1]
 FAULT = "CAUSALRN_TEST_FAULT"
 POLL_SECONDS = 0.05
 # Faults after which the run is continued from its last checkpoint.

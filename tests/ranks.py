@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 
 def run_plan(plan: list[list[str]], folder: Path, ranks: int = 2) -> list[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Checks the shapes that annotations promise, in this process: at every call, arguments and results."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import jaxtyping
 from beartype import beartype
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 PACKAGES = ("causalrn", "datamodules")
 
 

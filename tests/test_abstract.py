@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 SOURCES = [
     path for package in ("causalrn", "datamodules", "launch") for path in (ROOT / package).rglob("*.py")
 ]

@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from causalrn import export
-from causalrn.checkpoint import load_network
 from causalrn.cli import run_command
 from causalrn.models import LanguageModel, LinearRelation, ShortConvolution, TokenShift
-from tests.models.official_reference import make_state_dict, official_logits
+from causalrn.training.checkpoint import load_network
+from tests.interop.official_reference import make_state_dict, official_logits
 
 
 def settings_of(flags: list[str]) -> dict[str, Any]:

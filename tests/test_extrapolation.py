@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.extrapolation import measure
 from causalrn import fit
-from causalrn.bench_extrapolation import measure
-from causalrn.checkpoint import load_network
+from causalrn.training.checkpoint import load_network
+from tests import ROOT
 
-RECIPE = Path(__file__).parents[1] / "configs" / "copy" / "extrapolate.yaml"
+RECIPE = ROOT / "configs" / "copy" / "extrapolate.yaml"
 MIXER = "--model.init_args.network.init_args.mixer.init_args"
 # About half a minute on one CPU core.
 SMALL = {

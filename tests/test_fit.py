@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from causalrn import evaluate, fit
-from causalrn.checkpoint import load_network, read_checkpoint
 from causalrn.cli import run_command
-from causalrn.loggers import read_metrics
+from causalrn.training.checkpoint import load_network, read_checkpoint
+from causalrn.training.loggers import read_metrics
 
 CONFIG: dict[str, Any] = {
     "trainer": {
@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
         "accelerator": "cpu",
     },
     "model": {
-        "class_path": "causalrn.lit_module.CopyModule",
+        "class_path": "causalrn.training.module.CopyModule",
         "init_args": {
             "network": {
                 "class_path": "causalrn.models.LanguageModel",
@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
         },
     },
     "data": {
-        "class_path": "datamodules.copying.CopyDataModule",
+        "class_path": "datamodules.tasks.copying.CopyDataModule",
         "init_args": {"length": 8, "batch_size": 4, "val_samples": 10},
     },
 }

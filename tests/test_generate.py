@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from causalrn import generate
-from causalrn.checkpoint import load_network, save_network
 from causalrn.cli import run_command
-from causalrn.decoding import generate as generate_tokens
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.models.decoding import generate as generate_tokens
+from causalrn.training.checkpoint import load_network, save_network
 
 TEXT = {"TextDataModule": {"task": "text", "tokenizer": {"kind": "bytes"}}, "config": {}}
 

@@ -3,7 +3,8 @@
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 # The commands, one file per thing one runs, may use everything; every file not listed here is one of them.
 LAYERS = [
     {"ops", "allocator", "benchmarking", "extras", "memory", "peaks", "ranges", "run_lock", "signals"},

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 SMOKE = """
 import torch
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
@@ -123,7 +124,7 @@ def test_wheel_trains_and_evaluates_from_an_empty_folder(run: Callable[..., Any]
         ["causalrn.generate", "--checkpoint", "run", "--prompt", "abc", "--max-tokens", "2"],
         ["causalrn.sweep", "--config", "sweeps/copying_small.yaml", "--slurm"],
         # What they run is in the wheel.
-        ["causalrn.bench", "overhead", "--rounds", "1", "--steps", "2", "--batch-size", "2"],
+        ["benchmarks", "overhead", "--rounds", "1", "--steps", "2", "--batch-size", "2"],
     ):
         done = run("-m", *arguments)
         assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"

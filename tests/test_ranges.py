@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from causalrn import bench, evaluate, generate, report
-from causalrn.callbacks import FiniteLoss, Heartbeat, PlainProgress, SampleText
-from causalrn.decoding import Sampling
-from causalrn.lit_module import CopyModule
-from causalrn.loggers import MetricsCSV
+import benchmarks.__main__ as bench
+from causalrn import evaluate, generate, report
 from causalrn.models import (
     MLP,
     Alibi,
@@ -34,15 +31,19 @@ from causalrn.models import (
     SoftmaxAttention,
     TokenShift,
 )
+from causalrn.models.decoding import Sampling
 from causalrn.ranges import check_range
-from causalrn.trainer import Trainer
-from datamodules.copying import CopyDataModule
-from datamodules.packing import PackSettings
+from causalrn.training.callbacks import FiniteLoss, Heartbeat, PlainProgress, SampleText
+from causalrn.training.loggers import MetricsCSV
+from causalrn.training.module import CopyModule
+from causalrn.training.trainer import Trainer
+from datamodules.prepare.packing import PackSettings
+from datamodules.tasks.copying import CopyDataModule
 from datamodules.text import TextDataModule
 from launch.job import Job
+from tests import ROOT
 from tests.test_fit import error_of
 
-ROOT = Path(__file__).parents[1]
 NAN = float("nan")
 
 

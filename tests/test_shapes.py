@@ -7,7 +7,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from causalrn.models import LanguageModel, LinearRelation
-from causalrn.models.state import PoolState
+from causalrn.models.cache import PoolState
 from tests.shapes import modules_with_shapes
 
 

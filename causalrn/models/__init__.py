@@ -2,7 +2,6 @@
 
 from causalrn.models.attention import MLP, LinearAttention, SoftmaxAttention
 from causalrn.models.description import build, describe
-from causalrn.models.inputs import InputStage, ShortConvolution, TokenShift
 from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
 from causalrn.models.pair_terms import (
@@ -29,6 +28,7 @@ from causalrn.models.relation import (
     QuadraticRelationWithoutPostNorm,
 )
 from causalrn.models.scaled_heads import QuadraticRelationScaledHeads
+from causalrn.models.short_convolution import InputStage, ShortConvolution, TokenShift
 
 __all__ = [
     "MLP",

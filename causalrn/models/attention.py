@@ -9,10 +9,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from causalrn.models.cache import PoolState
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.positions import Rotary
-from causalrn.models.state import PoolState
 from causalrn.ops import normalise
 from causalrn.ranges import check_range
 

@@ -6,11 +6,11 @@ from functools import singledispatch
 from torch import nn
 
 from causalrn.models.attention import LinearAttention, SoftmaxAttention
-from causalrn.models.inputs import InputStage, ShortConvolution
 from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
 from causalrn.models.pair_terms import UNBOUNDED
 from causalrn.models.relation import LinearRelation, PositionalRelation, QuadraticRelation
+from causalrn.models.short_convolution import InputStage, ShortConvolution
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from causalrn.models.attention import MLP
 from causalrn.models.mixer import Mixer, normal_linear_
 from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.ops import normalise
-from causalrn.ops.sequence_parallel import position_offset
+from causalrn.ops.context_parallel import position_offset
 from causalrn.ranges import check_range
 
 

@@ -8,11 +8,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from causalrn.models.cache import PoolState
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
-from causalrn.models.state import PoolState
 from causalrn.ops import normalise, relation_linear, relation_quadratic_shifted
-from causalrn.ops.quadratic_step import relation_quadratic_step_shifted
+from causalrn.ops.quadratic.step import relation_quadratic_step_shifted
 from causalrn.ops.reference import Activation, LinearState
 from causalrn.ranges import check_range
 

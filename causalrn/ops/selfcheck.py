@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from causalrn.ops import normalise, relation_linear, relation_linear_step, relation_quadratic, stored_linear
+from causalrn.ops import normalise, relation_linear, relation_linear_step, relation_quadratic
 from causalrn.ops import reference as definitions
-from causalrn.ops.linear import relation_linear_pool
-from causalrn.ops.quadratic_step import relation_quadratic_step
+from causalrn.ops import weight_only as stored_linear
+from causalrn.ops.linear.operator import relation_linear_pool
+from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import LinearState, relation_linear_reference, relation_quadratic_reference
 
 # Largest error relative to the largest element. Float32: sums, statistics and exponents of up to 10 in float32.

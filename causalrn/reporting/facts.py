@@ -5,9 +5,9 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from causalrn.callbacks.history import starts_of
 from causalrn.reporting.runs import Run, environment_facts
 from causalrn.reporting.views import ABSENT, Cell, Grid, differences, metric_names, short_keys, value_text
+from causalrn.training.history import starts_of
 
 COST = re.compile(r"train/.*(per_second|seconds|memory|bytes|share|wait|flops|utili[sz]ation)")
 

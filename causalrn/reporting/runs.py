@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from causalrn.callbacks.history import starts_of
-from causalrn.loggers import read_metrics
+from causalrn.training.history import starts_of
+from causalrn.training.loggers import read_metrics
 
 # Class of the mixer, to the model's name in the paper.
 MODELS = {

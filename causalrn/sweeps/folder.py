@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from causalrn.callbacks.run_folder import write_json
 from causalrn.sweeps.grid import Point
+from causalrn.training.run_folder import write_json
 
 State = Literal["new", "half-written", "unfinished", "failed", "finished"]
 LAST_LINES = 8

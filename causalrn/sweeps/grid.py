@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causalrn.config_files import find_config, read_config
+from causalrn.training.config_files import find_config, read_config
 
 KEYS = ("configs", "set", "grid", "exclude", "goal", "output")
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from causalrn.checkpoint import flatten
 from causalrn.cli import USER_ERRORS, CausalRNCLI
-from causalrn.config_errors import one_line
-from causalrn.lit_module import LanguageModelModule
 from causalrn.models import describe
 from causalrn.sweeps.grid import Point, Sweep
-from causalrn.trainer_settings import check_settings
+from causalrn.training.checkpoint import flatten
+from causalrn.training.config_errors import one_line
+from causalrn.training.module import LanguageModelModule
+from causalrn.training.trainer_settings import check_settings
 
 # What belongs to one run of a point, not to the point.
 OF_A_RUN = ("run_dir", "resume", "config")

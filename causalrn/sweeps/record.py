@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from causalrn.benchmarking import describe_machine, file_record
+from benchmarks.common import describe_machine, file_record
 from causalrn.reporting import facts, views
 from causalrn.reporting.figures import draw_maps, draw_panels
 from causalrn.reporting.runs import Run, find_runs

@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from causalrn.loggers import read_metrics
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Goal, Sweep
+from causalrn.training.loggers import read_metrics
 
 Row = dict[str, Any]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.packing import PackSettings
-from datamodules.planning import plan_files
-from datamodules.preparation import prepare
+from datamodules.prepare.packing import PackSettings
+from datamodules.prepare.planning import plan_files
+from datamodules.prepare.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
 
 # Three workers on two cores, and forked workers beside threads, are what some of these tests are about.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from datamodules.baselines import FILE, baselines, ngram_bits, unigram_entropy
-from datamodules.preparation import prepare
-from datamodules.presets import plan_preset
+from datamodules.prepare.preparation import prepare
+from datamodules.prepare.presets import plan_preset
 from datamodules.shards import Manifest, TokenReader
 
 TRAIN = b"the cat sat on the mat and the rat sat on the cat " * 3 + b"banana bandana"

@@ -2,13 +2,13 @@
 
 import re
 import shlex
-from pathlib import Path
 
 from datamodules.prepare import build_parser
-from datamodules.presets import NAMES
-from datamodules.strings import evaluation_sha256
+from datamodules.prepare.presets import NAMES
+from datamodules.tasks.strings import evaluation_sha256
+from tests import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+PAGE = (ROOT / "docs" / "data.md").read_text()
 
 
 def test_hashes_of_the_evaluation_sets() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.packing import PackSettings
-from datamodules.planning import plan_files
-from datamodules.preparation import prepare
+from datamodules.prepare.packing import PackSettings
+from datamodules.prepare.planning import plan_files
+from datamodules.prepare.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
 from tests.datamodules.elastic_run import Recorder, run
 

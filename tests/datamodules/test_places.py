@@ -15,13 +15,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from datamodules import planning
-from datamodules.documents import cut, read_documents
 from datamodules.errors import DocumentError
-from datamodules.packing import PackSettings
-from datamodules.planning import plan_files
-from datamodules.preparation import prepare
-from datamodules.prepare import main
+from datamodules.prepare import main, planning
+from datamodules.prepare.documents import cut, read_documents
+from datamodules.prepare.packing import PackSettings
+from datamodules.prepare.planning import plan_files
+from datamodules.prepare.preparation import prepare
 from datamodules.shards import Manifest, TokenReader
 from datamodules.tokenizers import ByteTokenizer
 

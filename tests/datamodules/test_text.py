@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import packing, preparation, shards
-from datamodules.packing import PackSettings
-from datamodules.planning import plan_files
-from datamodules.preparation import prepare
+from datamodules import shards
+from datamodules.prepare import packing, preparation
+from datamodules.prepare.packing import PackSettings
+from datamodules.prepare.planning import plan_files
+from datamodules.prepare.preparation import prepare
 from datamodules.shards import Manifest, ShardError, TokenReader
 from datamodules.stream import Rank
 from datamodules.text import TextBlocks, TextDataModule

@@ -10,9 +10,9 @@ import yaml
 
 from causalrn import fit
 from causalrn.cli import run_command
-from datamodules.packing import PackSettings
-from datamodules.planning import plan_files
-from datamodules.preparation import prepare
+from datamodules.prepare.packing import PackSettings
+from datamodules.prepare.planning import plan_files
+from datamodules.prepare.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
 from launch.__main__ import main
 from launch.job import SCRIPT, Job

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from causalrn.checkpoint import load_network, save_network
-from causalrn.decoding import generate
 from causalrn.models import (
     MLP,
     Alibi,
@@ -34,9 +32,11 @@ from causalrn.models import (
     build,
     describe,
 )
+from causalrn.models.decoding import generate
 from causalrn.models.pair_terms import alibi_slopes
 from causalrn.models.positions import rotary_angles
 from causalrn.ops.reference import normalise
+from causalrn.training.checkpoint import load_network, save_network
 
 SCHEMES = {
     "default": lambda: None,

@@ -12,18 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import (
-    exp_probe,
-    linear_native,
-    native,
-    normalisation,
-    normalise,
-    quadratic_native,
-    quadratic_step_native,
-    read_probe,
-    relation_quadratic,
-    stored_linear,
-)
+from causalrn.ops import exp_probe, native, normalise, read_probe, relation_quadratic
+from causalrn.ops import normalise as normalisation
+from causalrn.ops import weight_only as stored_linear
+from causalrn.ops.linear import cpu as linear_native
+from causalrn.ops.quadratic import cpu as quadratic_native
+from causalrn.ops.quadratic import step_cpu as quadratic_step_native
 
 NEEDS_LIBRARY = pytest.mark.skipif(not native.supported_instruction_sets(), reason="no compiled kernels here")
 

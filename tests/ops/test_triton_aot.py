@@ -99,7 +99,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_quadratic(dtype: torch.dtype, channels: int, **settings: Any) -> Callable[[], Any]:
-    from causalrn.ops import quadratic_triton
+    from causalrn.ops.quadratic import gpu as quadratic_triton
 
     q, k = torch.randn(2, 1, 40, 2, channels, dtype=dtype)
     settings = {"gain": None, "window": None, "slope": None, "eps": 0.0, "causal": True} | settings
@@ -114,7 +114,7 @@ def run_quadratic(dtype: torch.dtype, channels: int, **settings: Any) -> Callabl
 
 def use_config(monkeypatch: pytest.MonkeyPatch, config: Any) -> None:
     """Without a GPU there is nothing to tune on."""
-    from causalrn.ops import quadratic_triton
+    from causalrn.ops.quadratic import gpu as quadratic_triton
 
     monkeypatch.setattr(quadratic_triton._relation_kernel, "configs", [config])
 
@@ -125,7 +125,7 @@ def test_quadratic(
     architecture: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The configurations to tune among. The kernels take any number of channels: 192 and 768 share their code."""
-    from causalrn.ops import quadratic_triton
+    from causalrn.ops.quadratic import gpu as quadratic_triton
 
     for config in quadratic_triton.TUNED[: None if architecture == 90 else 2]:
         use_config(monkeypatch, config)
@@ -152,7 +152,7 @@ def test_quadratic(
 def test_quadratic_variants(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from causalrn.ops import quadratic_triton
+    from causalrn.ops.quadratic import gpu as quadratic_triton
 
     settings = dict(settings)
     if settings.pop("options", False):
@@ -165,7 +165,7 @@ def test_quadratic_variants(
 
 def test_quadratic_reads_wide_and_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout that the kernel is built on: 16-byte reads of partners, and barriers per tile but not per step."""
-    from causalrn.ops import quadratic_triton
+    from causalrn.ops.quadratic import gpu as quadratic_triton
 
     for config in quadratic_triton.TUNED:
         use_config(monkeypatch, config)
@@ -192,7 +192,7 @@ def test_linear(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from causalrn.ops import linear_triton
+    from causalrn.ops.linear import gpu as linear_triton
 
     q, k = torch.randn(2, 1, 40, heads, channels, dtype=dtype)
     total = torch.ones(1, heads, channels)

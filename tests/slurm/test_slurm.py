@@ -14,8 +14,8 @@ import yaml
 from launch.__main__ import main as launch
 from tests.faults import FAULT, ROOT, write_config
 from tests.slurm.cluster import Cluster, install, running
-from tests.test_crashes import same_weights
-from tests.test_preemption import losses
+from tests.training.test_crashes import same_weights
+from tests.training.test_preemption import losses
 
 pytestmark = pytest.mark.slow
 JOB_SECONDS = 500

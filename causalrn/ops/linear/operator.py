@@ -1,0 +1,262 @@
+"""The linear relation as PyTorch operators, which the dispatcher sends to the best kernel of each device."""
+
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causalrn.ops.context_parallel import active_split, state_elsewhere
+from causalrn.ops.linear import cpu as linear_native
+from causalrn.ops.linear import eager as linear_blocked
+from causalrn.ops.reference import LinearState
+
+LinearNorm = Literal["layer", "rms"]
+# The dtypes of the Triton kernels.
+TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def relation_linear(
+    q: Float[Tensor, "B T H D"],
+    k: Float[Tensor, "B T H D"],
+    state: LinearState | None = None,
+    *,
+    eps: float,
+    causal: bool = True,
+    norm: LinearNorm = "layer",
+) -> tuple[Float[Tensor, "B T H D"], LinearState]:
+    """Linear relation, fused: exp(norm(q_i)) * sum_{j<=i} exp(norm(k_j)), normalised over heads and channels.
+
+    Defined by `relation_linear_reference` (official `normalize(bar_linear_causal_stable(normalize(a),
+    normalize(b)))`). Between forward and backward it keeps q, k and the passed state, nothing else. Sums, norms and
+    exponentials are taken in float32 (float64 for float64 inputs) whatever the dtype of q and k, and sums over
+    positions are carried in float64 from block to block. Where a row of q, k or of the result is constant, the
+    gradient of its standard deviation counts as 0 (the reference gives NaN).
+
+    Within `sequence_parallel`, q and k are this rank's part of the sequence; the result is that of the whole sequence.
+
+    Exponents reach sqrt(D - 1) ("rms": sqrt(D)), so sums stay finite up to D of about 5000.
+
+    Args:
+        q: receiving positions.
+        k: contributing positions, in the dtype of q.
+        state: what the positions before these left, from an earlier call; gradients flow into it and out of the
+            returned one, so that a sequence taken part by part equals the whole one.
+        eps: added to the standard deviations of q and k, and to that of the result relative to its row's maximum.
+        causal: position i sees j <= i only; else the whole part (and the state).
+        norm: "layer" (centred) or "rms".
+
+    Returns:
+        The normalised rows in the dtype of q, and the state after the last position (total in float32).
+
+    Raises:
+        ValueError: shapes or dtypes that do not belong together, an unknown norm, eps < 0, a state within
+            `sequence_parallel`.
+    """
+    check_arguments(q, k, state, eps, norm)
+    if (split := active_split()) is not None:
+        if state is not None:
+            raise ValueError("relation_linear: got a state within sequence_parallel, wanted a whole sequence")
+        state = state_elsewhere(relation_linear_pool(k, eps=eps, norm=norm), q.shape[1], causal, split)
+    total = None if state is None else state.total.to(linear_blocked.compute_dtype(q.dtype))
+    y, total = torch.ops.causalrn.relation_linear(q, k, total, eps, causal, norm)
+    if state is None:
+        count = torch.full(q.shape[:1], q.shape[1], dtype=torch.float32, device=q.device)
+    else:
+        count = state.count + q.shape[1]
+    return y, LinearState(total, count)
+
+
+def relation_linear_step(
+    q: Float[Tensor, "B H D"],
+    k: Float[Tensor, "B H D"],
+    state: LinearState,
+    *,
+    eps: float,
+    norm: LinearNorm = "layer",
+) -> tuple[Float[Tensor, "B H D"], LinearState]:
+    """One further position after those in `state`: `relation_linear` on a part of length 1, by the same kernels."""
+    y, state = relation_linear(q[:, None], k[:, None], state, eps=eps, norm=norm)
+    return y[:, 0], state
+
+
+def relation_linear_pool(
+    k: Float[Tensor, "B T H D"], *, eps: float, norm: LinearNorm = "layer"
+) -> Float[Tensor, "B H D"]:
+    """What k alone adds to the state's total, sum_j exp(norm(k_j)): what another part of the sequence needs of it.
+
+    Arguments, precision and errors as `relation_linear`.
+    """
+    check_arguments(k, k, None, eps, norm)
+    return torch.ops.causalrn.relation_linear_pool(k, eps, norm)
+
+
+def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float, norm: str) -> None:
+    if q.dim() != 4 or q.shape != k.shape:
+        raise ValueError(
+            f"relation_linear: got q {tuple(q.shape)} and k {tuple(k.shape)}, wanted (B, T, H, D) twice"
+        )
+    if q.dtype != k.dtype or not q.is_floating_point():
+        raise ValueError(f"relation_linear: got q {q.dtype} and k {k.dtype}, wanted one floating-point dtype")
+    if norm not in get_args(LinearNorm):
+        raise ValueError(f"relation_linear: got norm {norm!r}, wanted one of {get_args(LinearNorm)}")
+    if not eps >= 0:
+        raise ValueError(f"relation_linear: got eps {eps}, wanted a number >= 0")
+    if state is not None:
+        total, count = (q.shape[0], *q.shape[2:]), q.shape[:1]
+        if state.total.shape != total or state.count.shape != count:
+            raise ValueError(
+                f"relation_linear: got a state with total {tuple(state.total.shape)} and count "
+                f"{tuple(state.count.shape)}, wanted {total} and {tuple(count)}"
+            )
+
+
+def cpu_kernels(q: Tensor) -> Any:
+    """The module whose functions serve this CPU tensor."""
+    return linear_native if linear_native.available(q) else linear_blocked
+
+
+def cuda_kernels(q: Tensor) -> Any:
+    """The module whose `forward` and `backward` serve this CUDA tensor."""
+    if q.dtype not in TRITON_DTYPES or find_spec("triton") is None:
+        return linear_blocked
+    # Importing the package must not need Triton.
+    from causalrn.ops.linear import gpu as linear_triton
+
+    return linear_triton
+
+
+def run_forward(
+    kernels: Any, q: Tensor, k: Tensor, total: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    if q.numel() == 0:
+        return torch.empty_like(q), copy_or_zeros(total, q)
+    return kernels.forward(q, k, total, *settings)
+
+
+def run_backward(
+    kernels: Any, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    if q.numel() == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), copy_or_zeros(dtotal, q)
+    return kernels.backward(dy, dtotal, q, k, *settings)
+
+
+def copy_or_zeros(total: Tensor | None, q: Tensor) -> Tensor:
+    return new_total(q).zero_() if total is None else total.clone(memory_format=torch.contiguous_format)
+
+
+def new_total(q: Tensor) -> Tensor:
+    return q.new_empty(q.shape[0], *q.shape[2:], dtype=linear_blocked.compute_dtype(q.dtype))
+
+
+@torch.library.custom_op(
+    "causalrn::relation_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) -> (Tensor y, Tensor total)",
+)
+def forward_op(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return run_forward(cpu_kernels(q), q, k, *settings)
+
+
+@forward_op.register_kernel("cuda")
+def forward_op_cuda(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return run_forward(cuda_kernels(q), q, k, *settings)
+
+
+@forward_op.register_fake
+def forward_op_fake(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), new_total(q)
+
+
+@torch.library.custom_op(
+    "causalrn::relation_linear_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor dy, Tensor? dtotal, Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) "
+    "-> (Tensor dq, Tensor dk, Tensor dtotal_in)",
+)
+def backward_op(
+    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return run_backward(cpu_kernels(q), dy, dtotal, q, k, *settings)
+
+
+@backward_op.register_kernel("cuda")
+def backward_op_cuda(
+    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return run_backward(cuda_kernels(q), dy, dtotal, q, k, *settings)
+
+
+@backward_op.register_fake
+def backward_op_fake(
+    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), new_total(q)
+
+
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, total, *settings = inputs
+    ctx.save_for_backward(q, k, total)
+    ctx.settings = settings
+
+
+def differentiate(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, total = ctx.saved_tensors
+    dq, dk, dtotal_in = torch.ops.causalrn.relation_linear_backward(dy, dtotal, q, k, total, *ctx.settings)
+    return dq, dk, None if total is None else dtotal_in, None, None, None
+
+
+forward_op.register_autograd(differentiate, setup_context=save_inputs)
+
+
+# The pool is a pass over k alone; the kernels that read it block by block serve every device well enough.
+@torch.library.custom_op(
+    "causalrn::relation_linear_pool", mutates_args=(), schema="(Tensor k, float eps, str norm) -> Tensor"
+)
+def pool_op(k: Tensor, *settings: Any) -> Tensor:
+    if k.numel() == 0:
+        return new_total(k).zero_()
+    return pool_kernels(k).pool(k, *settings)
+
+
+@pool_op.register_fake
+def pool_op_fake(k: Tensor, *settings: Any) -> Tensor:
+    return new_total(k)
+
+
+@torch.library.custom_op(
+    "causalrn::relation_linear_pool_backward",
+    mutates_args=(),
+    schema="(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
+)
+def pool_backward_op(dtotal: Tensor, k: Tensor, *settings: Any) -> Tensor:
+    if k.numel() == 0:
+        return torch.zeros_like(k)
+    return pool_kernels(k).pool_backward(dtotal, k, *settings)
+
+
+@pool_backward_op.register_fake
+def pool_backward_op_fake(dtotal: Tensor, k: Tensor, *settings: Any) -> Tensor:
+    return k.new_empty(k.shape)
+
+
+def pool_kernels(k: Tensor) -> Any:
+    return cpu_kernels(k) if k.device.type == "cpu" else linear_blocked
+
+
+def save_pool_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    k, *settings = inputs
+    ctx.save_for_backward(k)
+    ctx.settings = settings
+
+
+def differentiate_pool(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+    (k,) = ctx.saved_tensors
+    return torch.ops.causalrn.relation_linear_pool_backward(dtotal, k, *ctx.settings), None, None
+
+
+pool_op.register_autograd(differentiate_pool, setup_context=save_pool_inputs)

@@ -1,0 +1,1 @@
+"""The machine: optional packages, free memory, the lock of a folder."""

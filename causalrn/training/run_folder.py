@@ -1,0 +1,167 @@
+"""What a run leaves behind to be understood later: where it came from, its curves, its final numbers."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from benchmarks.common import cpu_name
+from causalrn.training.data_folders import STARTED_IN
+from causalrn.training.history import History
+from causalrn.training.loggers import MetricsCSV, TensorBoardEvents, read_metrics
+
+PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset", "numpy")
+
+
+class RunFolder(L.Callback):
+    """Keeps environment.json, tells the loggers where the run continues, keeps the resolved config in every checkpoint.
+
+    Args:
+        run_dir: the run's folder.
+        config: the resolved config as plain data.
+        begins_with: what this rank starts from, the same on every rank.
+    """
+
+    def __init__(self, run_dir: Path, config: dict[str, Any], begins_with: str) -> None:
+        self.run_dir = run_dir
+        self.config = config
+        self.begins_with = begins_with
+        self.started_in = str(Path.cwd())
+        # Of the first rank alone; on others no start begins.
+        self.history = History(run_dir)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_agreement(self.run_dir, self.begins_with)
+        if stage == "fit" and trainer.is_global_zero:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.history.begin({**environment(), "world_size": trainer.world_size})
+            parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+            print(f"{parameters:,} parameters; run folder {self.run_dir}", flush=True)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.history.resume_from(checkpoint["global_step"])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.history.update(trainer.global_step, at_once=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.history.update(trainer.global_step)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.history.update(trainer.global_step)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The step of the checkpoint that was restored, or 0.
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV | TensorBoardEvents):
+                logger.continue_from(trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+        # What relative paths in the config are relative to.
+        checkpoint[STARTED_IN] = self.started_in
+        self.history.update(trainer.global_step)
+
+
+def check_agreement(run_dir: Path, begins_with: str) -> None:
+    """Every rank looks for the checkpoint itself: those that find another one would wait for each other for ever.
+
+    Raises:
+        ValueError: on every rank, naming one that does not begin as the first.
+    """
+    if not dist.is_initialized():
+        return
+    starts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(starts, (begins_with, platform.node()))
+    first, node = starts[0]
+    for rank, (start, other_node) in enumerate(starts):
+        if start != first:
+            raise ValueError(
+                f"rank {rank} (on {other_node}) begins with {start} and rank 0 (on {node}) with {first}: want "
+                f"--run_dir to name one folder that all of them share, which {run_dir} is not"
+            )
+
+
+def environment() -> dict[str, Any]:
+    """Git revision, command, versions and hardware, for the record."""
+    return {
+        "git_revision": git_revision(),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := package_version(name))},
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that this code runs from, with "-dirty" when files differ from it, or None."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def package_version(name: str) -> str | None:
+    if name == "torch":
+        # Tells the build too, which the package's own version may not.
+        return torch.__version__
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def draw_curves(run_dir: Path) -> Path:
+    """Draws every logged loss and accuracy over steps into curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(run_dir / "metrics.csv")
+    names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
+    panels = {
+        "loss (nats per token)": [name for name in names if name.split("/")[1] == "loss"],
+        "validation": [name for name in names if name.startswith("val/") and name.split("/")[1] != "loss"],
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4), layout="constrained")
+    for axis, (label, panel) in zip(axes, panels.items(), strict=True):
+        for name in panel:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("val/") else "")
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.3)
+        if panel:
+            axis.legend(fontsize="small")
+    figure.suptitle(run_dir.name)
+    path = run_dir / "curves.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path

@@ -1,0 +1,137 @@
+"""Experiment trackers, Weights & Biases and MLflow: a resumed run continues the same run there, and no step stands twice."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+from causalrn.system.extras import optional_module
+
+
+class TrackerNotes:
+    """What a run folder remembers of a tracker: the run's id there, and the last step sent of each metric.
+
+    Args:
+        path: JSON file in the run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content: dict[str, Any] = {}
+        if path.exists():
+            try:
+                content = json.loads(path.read_text())
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path} is half-written: remove it, and the run starts anew there"
+                ) from error
+        self.run_id: str | None = content.get("run_id")
+        self.last_steps: dict[str, int] = content.get("last_steps", {})
+        # Steps of this process may come in several calls; only those of an earlier one were sent before.
+        self.sent_before = dict(self.last_steps)
+
+    def unsent(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """The metrics that no earlier process sent for this step or a later one."""
+        fresh = {name: value for name, value in metrics.items() if step > self.sent_before.get(name, -1)}
+        self.last_steps |= dict.fromkeys(fresh, step)
+        return fresh
+
+    def save(self) -> None:
+        """Writes the file in one step."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"run_id": self.run_id, "last_steps": self.last_steps}))
+        os.replace(temporary, self.path)
+
+
+class WandbRun(WandbLogger):
+    """Logs to Weights & Biases; without a network under `offline: true`, to be sent by `wandb sync --append` later.
+
+    Args:
+        project: name of the project.
+        name: of the run there; that of the run folder by default.
+        offline: writes into the run folder alone.
+    """
+
+    def __init__(self, project: str = "causalrn", name: str | None = None, offline: bool = False) -> None:
+        self.wandb: Any = optional_module("wandb", "wandb", "the W&B logger")
+        super().__init__(name=name, project=project, offline=offline)
+        self.notes: TrackerNotes | None = None
+        self.config: dict[str, Any] = {}
+
+    def use_run(self, run_dir: Path, config: dict[str, Any]) -> None:
+        """Called by the CLI before anything is logged."""
+        self.notes = TrackerNotes(run_dir / "wandb.json")
+        self.notes.run_id = self._id = self.notes.run_id or uuid.uuid4().hex[:12]
+        self.config = config
+        self._save_dir = str(run_dir)
+        self._name = self._name or run_dir.absolute().name
+        # The process's output belongs to the terminal and the scheduler's log.
+        settings = self.wandb.Settings(console="off", silent=True)
+        self._wandb_init |= {"id": self._id, "dir": self._save_dir, "name": self._name, "settings": settings}
+        if self.wandb.run is not None:
+            # Of an earlier training in this process.
+            self.wandb.finish()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert self.notes is not None, "the CLI names the run folder"
+        assert step is not None, "Lightning passes the step"
+        first = not self.notes.path.exists()
+        if fresh := self.notes.unsent(metrics, step):
+            if first:
+                self.experiment.config.update(self.config)
+            super().log_metrics(fresh, step)
+            self.notes.save()
+
+
+class MLflowRun(MLFlowLogger):
+    """Logs to MLflow, by default into the sqlite file mlflow.db beside the run folders.
+
+    Args:
+        experiment_name: of the experiment there.
+        run_name: that of the run folder by default.
+        tracking_uri: a server, or sqlite:///FILE.
+    """
+
+    def __init__(
+        self, experiment_name: str = "causalrn", run_name: str | None = None, tracking_uri: str | None = None
+    ) -> None:
+        optional_module("mlflow", "mlflow", "the MLflow logger")
+        # Which file is known when the run folder is; until then nothing is opened.
+        self.settings = {
+            "experiment_name": experiment_name,
+            "run_name": run_name,
+            "tracking_uri": tracking_uri,
+        }
+        self.notes: TrackerNotes | None = None
+        self.config: dict[str, Any] = {}
+
+    def use_run(self, run_dir: Path, config: dict[str, Any]) -> None:
+        """Called by the CLI before anything is logged."""
+        run_dir = run_dir.absolute()
+        settings = dict(self.settings)
+        settings["run_name"] = settings["run_name"] or run_dir.name
+        if settings["tracking_uri"] is None:
+            run_dir.parent.mkdir(parents=True, exist_ok=True)
+            settings["tracking_uri"] = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+        self.notes = TrackerNotes(run_dir / "mlflow.json")
+        self.config = config
+        super().__init__(**settings, artifact_location=str(run_dir.parent), run_id=self.notes.run_id)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert self.notes is not None, "the CLI names the run folder"
+        assert step is not None, "Lightning passes the step"
+        if self.notes.run_id is None:
+            # Parameters of an MLflow run cannot change: a resumed run leaves them as they were.
+            self.log_hyperparams(self.config)
+            self.notes.run_id = self.run_id
+        if fresh := self.notes.unsent(metrics, step):
+            super().log_metrics(fresh, step)
+            self.notes.save()

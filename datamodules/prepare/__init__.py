@@ -1,0 +1,1 @@
+"""Prepares shards of tokens from text, JSON lines, parquet, tar files and standard corpora."""

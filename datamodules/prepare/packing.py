@@ -1,0 +1,209 @@
+"""Turns one unit of input into token shards: checks, splits and packs documents, and records what it wrote."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.errors import DocumentError, TokenizerError
+from datamodules.prepare.documents import Document, Span, read_documents
+from datamodules.prepare.shard_writer import ShardWriter
+from datamodules.ranges import check_range
+from datamodules.shards import MEMBER_TOKENS, Shard, write_atomically
+from datamodules.tokenizers import Tokens, from_description, token_dtype
+
+SPLITS = ("train", "val", "test")
+# Where the records of finished units wait for the manifest.
+PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How documents become shards; the same settings and input give the same bytes.
+
+    Attributes:
+        tokenizer: description of the tokenizer.
+        val_fraction, test_fraction: share of the documents in the two held-out splits.
+        seed: chooses which documents those are.
+        text_field: the JSON key or parquet column that holds the text.
+        on_bad_document: "raise", or "skip" to leave out and count documents of invalid UTF-8 or with NUL bytes, and
+            records that hold no text.
+        check_documents: False for a corpus whose exact bytes are the standard, whatever they are.
+        end_documents: whether the end-of-document token follows each document.
+        shard_tokens: tokens after which a new shard begins.
+    """
+
+    tokenizer: dict[str, Any]
+    val_fraction: float = 0.05
+    test_fraction: float = 0.05
+    seed: int = 0
+    text_field: str = "text"
+    on_bad_document: Literal["raise", "skip"] = "raise"
+    check_documents: bool = True
+    end_documents: bool = True
+    shard_tokens: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError for shares that leave nothing to train on, or shards without a token."""
+        check_range(None, "[0, 1)", val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction and test_fraction must be below 1 together: got {self.val_fraction} and {self.test_fraction}"
+            )
+        check_range(None, "[1, inf)", shard_tokens=self.shard_tokens)
+
+
+@dataclass
+class UnitRecord:
+    """What a finished unit wrote, per split."""
+
+    shards: dict[str, list[Shard]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    text_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    skipped_documents: int = 0
+    empty_documents: int = 0
+
+    @classmethod
+    def load(cls, path: Path) -> "UnitRecord":
+        values = json.loads(path.read_bytes())
+        values["shards"] = {
+            split: [Shard(**shard) for shard in shards] for split, shards in values["shards"].items()
+        }
+        return cls(**values)
+
+
+class SplitWriter:
+    """Packs a stream of tokens into members and members into shards `{prefix}-{number}.tar`."""
+
+    def __init__(self, folder: Path, prefix: str, dtype: str, shard_tokens: int) -> None:
+        self.folder = folder
+        self.prefix = prefix
+        self.dtype = dtype
+        self.shard_members = max(1, shard_tokens // MEMBER_TOKENS)
+        self.shards: list[Shard] = []
+        self._buffer = np.empty(MEMBER_TOKENS, dtype=dtype)
+        self._filled = 0
+        self._members = 0
+        self._writer: ShardWriter | None = None
+
+    def write(self, tokens: Tokens) -> None:
+        taken = 0
+        while taken < len(tokens):
+            size = min(len(tokens) - taken, MEMBER_TOKENS - self._filled)
+            self._buffer[self._filled : self._filled + size] = tokens[taken : taken + size]
+            self._filled += size
+            taken += size
+            if self._filled == MEMBER_TOKENS:
+                self._flush_member()
+
+    def close(self) -> list[Shard]:
+        if self._filled:
+            self._flush_member()
+        self._close_shard()
+        return self.shards
+
+    def discard(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _flush_member(self) -> None:
+        if self._writer is None:
+            self._writer = ShardWriter(self.folder / f"{self.prefix}-{len(self.shards):03d}.tar", self.dtype)
+        self._writer.write_member(self._buffer[: self._filled])
+        self._filled = 0
+        self._members += 1
+        if self._members == self.shard_members:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            self.shards.append(self._writer.close())
+            self._writer = None
+            self._members = 0
+
+
+def assign_split(document: Document, settings: PackSettings) -> str:
+    """The split of a document by the hash of its beginning, so that copies of a document never leak into another."""
+    digest = hashlib.blake2b(next(document.pieces(), b""), digest_size=8, key=str(settings.seed).encode())
+    uniform = int.from_bytes(digest.digest(), "little") / 2**64
+    if uniform < settings.val_fraction:
+        return "val"
+    return "test" if uniform < settings.val_fraction + settings.test_fraction else "train"
+
+
+def pack_unit(
+    folder: Path,
+    unit: int,
+    spans: list[Span],
+    settings: PackSettings,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> UnitRecord:
+    """Writes the shards of one unit and, when all are in place, its record.
+
+    Raises:
+        DocumentError: if a document is not UTF-8 text and `on_bad_document` is "raise".
+        TokenizerError: if the tokens of a document do not give it back.
+        ShardError: if a shard cannot be written.
+    """
+    tokenizer = from_description(settings.tokenizer)
+    end = np.array([tokenizer.eot_id])
+    record = UnitRecord()
+    dtype = token_dtype(tokenizer.vocab_size)
+    writers = {
+        split: SplitWriter(folder, f"{split}-{unit:05d}", dtype, settings.shard_tokens) for split in SPLITS
+    }
+    try:
+        for span in spans:
+            for document in read_documents(span, settings.text_field):
+                if _left_out(document, settings, record):
+                    continue
+                split = span.split or assign_split(document, settings)
+                size = 0
+
+                def count(piece: bytes) -> bytes:
+                    nonlocal size
+                    size += len(piece)
+                    on_bytes(len(piece))
+                    return piece
+
+                try:
+                    for tokens in tokenizer.encode_pieces(map(count, document.pieces())):
+                        writers[split].write(tokens)
+                except TokenizerError as error:
+                    raise TokenizerError(f"{document.name}: {error}") from None
+                if not size:
+                    record.empty_documents += 1
+                    continue
+                record.text_bytes[split] += size
+                if span.closes:
+                    record.documents[split] += 1
+                    if settings.end_documents:
+                        writers[split].write(end)
+        for split, writer in writers.items():
+            record.shards[split] = writer.close()
+    except BaseException:
+        for writer in writers.values():
+            writer.discard()
+        raise
+    write_atomically(record_path(folder, unit), json.dumps(asdict(record)).encode())
+    return record
+
+
+def record_path(folder: Path, unit: int) -> Path:
+    return folder / PARTS / f"{unit:05d}.json"
+
+
+def _left_out(document: Document, settings: PackSettings, record: UnitRecord) -> bool:
+    problem = document.check() if settings.check_documents else document.problem
+    if problem is None:
+        return False
+    if settings.on_bad_document == "raise":
+        raise DocumentError(f"{document.name}: {problem} (--on-bad-document skip leaves such documents out)")
+    print(f"skipped {document.name}: {problem}", file=sys.stderr)
+    record.skipped_documents += 1
+    return True

@@ -1,0 +1,1 @@
+"""Synthetic tasks, and the DataModule that streams any of them."""

@@ -1,0 +1,65 @@
+"""Every command that the README shows is run, in its order, in a folder of its own."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import ROOT
+from tests.interop.official_reference import make_state_dict
+
+README = (ROOT / "README.md").read_text()
+# What would train for minutes is cut short here; everything else runs as it stands.
+SHORTENED = {
+    "configs/text/quickstart.yaml": ["--trainer.max_steps", "60", "--trainer.limit_val_batches", "4"],
+    "configs/copy/extrapolate.yaml": ["--trainer.max_steps", "20"],
+}
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_make_targets_and_their_spelled_out_commands_agree() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\S+)", "\n".join(shell_lines()), re.MULTILINE)
+    assert {"quickstart", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for line in shell_lines():
+        if line.startswith((".venv/bin/pip", ".venv/bin/python -m pytest")):
+            recipe = line.replace(".venv/bin", "$(BIN)")
+            plain = makefile.replace(" --quiet --disable-pip-version-check", "")
+            assert recipe in plain, line
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "README.md").write_text(README)
+    torch.save(make_state_dict("relation"), tmp_path / "weights.pth")
+    commands = [line for line in shell_lines() if line.startswith("python -m")]
+    assert len(commands) >= 5
+    for line in commands:
+        words = shlex.split(line)[1:]
+        for name, extra in SHORTENED.items():
+            words += extra if name in words else []
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        if "configs/copy/quickstart.yaml" in line and "max_steps" not in line:
+            assert re.search(r"validation +1\.000 +1\.000 +1\.000", done.stdout), done.stdout[-2000:]

@@ -1,0 +1,182 @@
+"""The decoding step of the quadratic relation equals the definition's last row, on every path and for every setting."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from causalrn.ops import native
+from causalrn.ops.quadratic import step_cpu as quadratic_step_native
+from causalrn.ops.quadratic.step import (
+    blocked,
+    relation_quadratic_step,
+    relation_quadratic_step_shifted,
+)
+from causalrn.ops.reference import relation_quadratic_reference
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"norm": "rms"},
+    {"norm": "none", "activation": "relu"},
+    {"activation": "elu"},
+    {"activation": "gelu"},
+    {"gain": 1.4},
+    {"window": [5, 1000]},
+    {"slope": [0.3, 0.0]},
+    {"gain": 2.5, "window": [70, 3], "slope": [0.01, 0.5]},
+]
+
+
+def step(q: Tensor, pool: Tensor, lengths: Tensor, **settings: Any) -> Tensor:
+    return relation_quadratic_step(q, pool, lengths, eps=1e-5, **tensors(settings, q))
+
+
+def step_in_pytorch(q: Tensor, pool: Tensor, lengths: Tensor, **settings: Any) -> Tensor:
+    defaults = {"gain": None, "window": None, "slope": None, "norm": "layer", "activation": "exp"}
+    return blocked(q, pool, lengths, eps=1e-5, **{**defaults, **tensors(settings, q)})
+
+
+def tensors(settings: dict[str, Any], q: Tensor) -> dict[str, Any]:
+    out = dict(settings)
+    if "gain" in out:
+        out["gain"] = torch.full(q.shape[:2], out["gain"])
+    for name, dtype in (("window", torch.int32), ("slope", torch.float32)):
+        if name in out:
+            out[name] = torch.tensor(out[name], dtype=dtype)
+    return out
+
+
+def expected(q: Tensor, pool: Tensor, lengths: Tensor, **settings: Any) -> Tensor:
+    """Row by row by the definition in float64."""
+    rows = []
+    for b, length in enumerate(lengths.tolist()):
+        options = tensors(settings, q)
+        if "gain" in options:
+            options["gain"] = options["gain"][b][None].double()
+        row = relation_quadratic_reference(
+            q[b][None, None].double(), pool[b][None, :length].double(), eps=1e-5, **options
+        )
+        rows.append(row[0, 0])
+    return torch.stack(rows)
+
+
+@pytest.fixture(params=["operator", "pytorch"])
+def implementation(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
+    return {"operator": step, "pytorch": step_in_pytorch}[request.param]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("channels", [7, 48, 100])
+def test_equals_the_definition(
+    implementation: Callable[..., Tensor], settings: dict[str, Any], channels: int, poisoned_empty: None
+) -> None:
+    q, pool = torch.randn(3, 2, channels), torch.randn(3, 150, 2, channels)
+    lengths = torch.tensor([1, 64, 150])
+    # What lies beyond a row's length must not be looked at.
+    pool[0, 1:], pool[1, 64:] = float("nan"), float("nan")
+    out = implementation(q, pool, lengths, **settings)
+    want = expected(q, pool, lengths, **settings)
+    assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", native.supported_instruction_sets())
+def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA_VARIABLE, isa)
+    q, pool = torch.randn(2, 1, 203), torch.randn(2, 65, 1, 203)
+    lengths = torch.tensor([65, 30])
+    assert_close(step(q, pool, lengths).double(), expected(q, pool, lengths), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pool_of_another_dtype(implementation: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    q, pool = torch.randn(2, 2, 40), torch.randn(2, 90, 2, 40).to(dtype)
+    lengths = torch.tensor([90, 33])
+    out = implementation(q, pool, lengths)
+    assert out.dtype is torch.float32
+    assert_close(out.double(), expected(q, pool, lengths), atol=1e-5, rtol=1e-5)
+
+
+def test_retrieval_keeps_its_digits(implementation: Callable[..., Tensor]) -> None:
+    # Where q is close to -k_j, an expanded |q + k|^2 would have lost every digit.
+    pool = 10 * torch.randn(1, 80, 1, 64)
+    q = -pool[:, 40] + 1e-3 * torch.randn(1, 1, 64)
+    lengths = torch.tensor([80])
+    # The inputs themselves resolve q + k to 1e-3, relative to which float32 leaves 10 * 6e-8 / 1e-3.
+    assert_close(implementation(q, pool, lengths).double(), expected(q, pool, lengths), atol=1e-4, rtol=1e-4)
+
+
+def test_reads_a_growing_pool_in_place() -> None:
+    # Heads first in memory and with room for more positions, as decoding keeps it.
+    buffer = torch.randn(2, 3, 64, 32)
+    q, lengths = torch.randn(2, 3, 32), torch.tensor([20, 7])
+    view = buffer[:, :, :20].transpose(1, 2)
+    assert quadratic_step_native.available(q, view) or not native.supported_instruction_sets()
+    assert torch.equal(step(q, view, lengths), step(q, view.contiguous(), lengths))
+
+
+def test_result_does_not_depend_on_the_threads() -> None:
+    q, pool, lengths = torch.randn(1, 1, 512), torch.randn(1, 700, 1, 512), torch.tensor([700])
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(step(q, pool, lengths))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("shapes", "length", "message"),
+    [
+        (((2, 1, 8), (2, 5, 1, 9)), 3, r"q \(2, 1, 8\)"),
+        (((2, 1, 8), (2, 5, 1, 8)), 6, "lengths 6 to 6, wanted 1 to 5"),
+        (((2, 1, 8), (2, 5, 1, 8)), 0, "lengths 0 to 0"),
+    ],
+)
+def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        step(torch.zeros(shapes[0]), torch.zeros(shapes[1]), torch.tensor([length, length]))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": torch.tensor([0])}, r"got window \[0\], wanted 1 or more positions"),
+        ({"window": torch.tensor([3, 3])}, r"got window \(2,\), wanted \(1,\)"),
+        ({"slope": torch.tensor([-1.0])}, r"got slope \[-1.0\], wanted numbers >= 0"),
+        ({"gain": torch.ones(2)}, r"got gain \(2,\), wanted \(2, 1\)"),
+        ({"eps": -1.0}, "got eps -1.0"),
+        ({"norm": "batch"}, "got norm 'batch'"),
+        ({"activation": "tanh"}, "got activation 'tanh'"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
+    tensors = {"q": torch.zeros(2, 1, 8), "pool": torch.zeros(2, 5, 1, 8), "lengths": torch.tensor([5, 2])}
+    arguments: dict[str, Any] = {**tensors, "eps": 1e-5, "gain": torch.ones(2, 1), **change}
+    for operator in (relation_quadratic_step, relation_quadratic_step_shifted):
+        with pytest.raises(ValueError, match=message):
+            operator(**arguments)
+
+
+def test_windows_and_gains_in_any_dtype() -> None:
+    """The kernel reads 32 bits each."""
+    q, pool, lengths = torch.randn(2, 2, 8), torch.randn(2, 30, 2, 8), torch.tensor([30, 12])
+    settings: dict[str, torch.Tensor] = {
+        "window": torch.tensor([5, 9]),
+        "slope": torch.tensor([0.1, 0.2]),
+        "gain": torch.rand(2, 2),
+    }
+    wide: dict[str, Any] = {
+        name: x.to(torch.int64 if name == "window" else torch.float64) for name, x in settings.items()
+    }
+    narrow: dict[str, Any] = {**settings, "window": settings["window"].to(torch.int32)}
+    results = [relation_quadratic_step(q, pool, lengths, eps=1e-5, **x) for x in (wide, narrow)]
+    assert results[0].isfinite().all()
+    assert torch.equal(*results)
