@@ -2,6 +2,6 @@
 
 from causalrn.ops.linear.operator import relation_linear as relation_linear
 from causalrn.ops.linear.operator import relation_linear_step as relation_linear_step
-from causalrn.ops.normalise import normalise as normalise
+from causalrn.ops.normalisation import normalise as normalise
 from causalrn.ops.quadratic.operator import relation_quadratic as relation_quadratic
 from causalrn.ops.quadratic.operator import relation_quadratic_shifted as relation_quadratic_shifted

@@ -3,7 +3,7 @@
 import re
 import shlex
 
-from datamodules.prepare import build_parser
+from datamodules.prepare.__main__ import build_parser
 from datamodules.prepare.presets import NAMES
 from datamodules.tasks.strings import evaluation_sha256
 from tests import ROOT

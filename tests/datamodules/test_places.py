@@ -16,7 +16,8 @@ import pytest
 import zstandard
 
 from datamodules.errors import DocumentError
-from datamodules.prepare import main, planning
+from datamodules.prepare import planning
+from datamodules.prepare.__main__ import main
 from datamodules.prepare.documents import cut, read_documents
 from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import plan_files

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules import tokenizers
-from datamodules.prepare import main
+from datamodules.prepare.__main__ import main
 from datamodules.shards import Manifest, TokenReader
 from datamodules.text import TextDataModule
 from datamodules.tokenizers import (

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import exp_probe, native, normalise, read_probe, relation_quadratic
-from causalrn.ops import normalise as normalisation
+from causalrn.ops import exp_probe, native, normalisation, normalise, read_probe, relation_quadratic
 from causalrn.ops import weight_only as stored_linear
 from causalrn.ops.linear import cpu as linear_native
 from causalrn.ops.quadratic import cpu as quadratic_native

@@ -7,7 +7,7 @@ import pytest
 
 from causalrn import fit
 from causalrn.cli import run_command
-from datamodules.prepare import main as prepare
+from datamodules.prepare.__main__ import main as prepare
 from tests import ROOT
 
 pytestmark = pytest.mark.slow

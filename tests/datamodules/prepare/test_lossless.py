@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from datamodules import tokenizers
 from datamodules.baselines import baselines
-from datamodules.prepare import main
+from datamodules.prepare.__main__ import main
 from datamodules.shards import Manifest, TokenReader
 from datamodules.text import TextDataModule
 from datamodules.tokenizers import BpeTokenizer, from_description

@@ -20,7 +20,8 @@ import pytest
 import webdataset
 
 from datamodules.errors import DocumentError
-from datamodules.prepare import main, packing, planning, preparation
+from datamodules.prepare import packing, planning, preparation
+from datamodules.prepare.__main__ import main
 from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import Plan, plan_files
 from datamodules.prepare.preparation import prepare
@@ -380,7 +381,7 @@ def test_memory_stays_small_on_a_huge_document_in_one_line(tmp_path: Path, token
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text(f"small document {number}")
     # Not ru_maxrss, which a process inherits from the one that started it.
-    code = "import sys; from datamodules.prepare import main; status = main(sys.argv[1:]); "
+    code = "import sys; from datamodules.prepare.__main__ import main; status = main(sys.argv[1:]); "
     code += "print(*[line for line in open('/proc/self/status') if 'VmHWM' in line]); sys.exit(status)"
     arguments = ["text", "--input", tmp_path, "--output", tmp_path / "out", "--tokenizer", tokenizer]
     finished = subprocess.run(

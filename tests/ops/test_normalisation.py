@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from causalrn.ops.native import ISA_VARIABLE, supported_instruction_sets
-from causalrn.ops.normalise import normalise
+from causalrn.ops.normalisation import normalise
 from causalrn.ops.reference import Norm
 from causalrn.ops.reference import normalise as reference
 
