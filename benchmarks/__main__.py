@@ -21,7 +21,7 @@ from benchmarks import step as bench_step
 from benchmarks.common import Lines, describe_machine, file_record, plot_panels
 from benchmarks.targets import print_targets
 from causalrn.cli import run_command
-from causalrn.ranges import check_options
+from causalrn.system import check_options
 from causalrn.training.allocator import keep_freed_memory
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}

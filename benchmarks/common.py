@@ -2,11 +2,9 @@
 
 import ctypes
 import datetime
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from causalrn.system import cpu_name, git_revision, write_json
 
 # Lines over an axis: label -> (x, y).
 Lines = dict[str, tuple[Sequence[float], Sequence[float]]]
@@ -85,7 +85,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     machine: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
-        "revision": revision(),
+        "revision": git_revision(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -98,30 +98,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return machine
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
-def revision() -> str | None:
-    """The git revision of the source tree, or None where it is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def file_record(folder: Path, name: str, record: dict[str, Any]) -> Path:
     """Writes a record as FOLDER/DATE_NAME.json and returns the path; its plot belongs beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.datetime.now(datetime.UTC).date()}_{name}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     return path
 
 

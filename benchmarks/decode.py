@@ -19,7 +19,7 @@ from causalrn.models.language_model import DecodingState
 from causalrn.models.positions import LearnedPositions
 from causalrn.models.weight_only import StoredLinear, store_weights
 from causalrn.ops.read_probe import measure_read_bandwidth
-from causalrn.system.memory import available_bytes, format_bytes
+from causalrn.system import available_bytes, format_bytes
 
 LINEAR, QUADRATIC, TRANSFORMER = "linear", "quadratic", "Transformer"
 VOCABULARY = 256

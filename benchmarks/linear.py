@@ -24,7 +24,7 @@ from benchmarks.relation import (
 )
 from causalrn.ops import relation_linear
 from causalrn.ops.reference import LinearState, normalise, relation_linear_reference
-from causalrn.system.memory import available_bytes, format_bytes
+from causalrn.system import available_bytes, format_bytes
 
 OURS = "relation_linear"
 DEFINITION = "cumulative sum without logarithm, compiled"

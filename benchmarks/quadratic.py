@@ -25,7 +25,7 @@ from benchmarks.relation import measure as measure_times
 from causalrn.ops import relation_quadratic
 from causalrn.ops.exp_probe import measure_exp_rate
 from causalrn.ops.reference import relation_quadratic_reference
-from causalrn.system.memory import available_bytes, format_bytes
+from causalrn.system import available_bytes, format_bytes
 
 OURS = "relation_quadratic"
 BATCH_SIZE = 4

@@ -1,5 +1,6 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -7,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
@@ -19,7 +21,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from causalrn.system.run_lock import RunLock
+from causalrn.system import Lock
 from causalrn.training.callbacks import (
     Checkpoints,
     ConfiguredValues,
@@ -73,7 +75,7 @@ class CausalRNCLI(LightningCLI):
         --init_from: a checkpoint, or a run folder, whose weights a new run begins with.
     """
 
-    lock: RunLock | None = None
+    lock: Lock | None = None
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.arguments = sys.argv[1:] if args is None else args
@@ -116,7 +118,7 @@ class CausalRNCLI(LightningCLI):
         self.run_dir = self.start.run_dir
         self.checkpoint = self.start.checkpoint
         if first_process():
-            self.lock = RunLock(self.run_dir)
+            self.lock = hold(self.run_dir)
         if self.checkpoint is not None:
             settings = self.config["data"].get("init_args", {})
             for name, folder in placed_folders(settings, read_head(self.checkpoint).get(STARTED_IN)).items():
@@ -149,6 +151,9 @@ class CausalRNCLI(LightningCLI):
         """Lets others have the run folder."""
         if self.lock is not None:
             self.lock.release()
+            # A run that failed before it left anything leaves no folder either.
+            with contextlib.suppress(OSError):
+                self.run_dir.rmdir()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -207,6 +212,22 @@ class CausalRNCLI(LightningCLI):
         assert isinstance(trainer, Trainer)
         trainer.harden()
         return trainer
+
+
+def hold(run_dir: Path) -> Lock:
+    """Keeps other processes out of a run folder, which is made where it is missing.
+
+    Raises:
+        ValueError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return Lock(run_dir / ".lock", f"run folder {run_dir}")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"run folder {run_dir} cannot be written ({reason}); want another --run_dir"
+        ) from error
 
 
 def quiet_libraries() -> None:

@@ -15,15 +15,13 @@ from causalrn.cli import quiet_libraries, run_command
 from causalrn.evaluation.codec import codec_of
 from causalrn.evaluation.length_report import draw_ladder, table_rows, write_table
 from causalrn.evaluation.lengths import Bounds, climb, is_text
-from causalrn.ranges import check_options
 from causalrn.reporting.terminal import print_results
-from causalrn.system.extras import optional_module
+from causalrn.system import check_options, environment, optional_module, write_json
 from causalrn.training.callbacks import progress_bar
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config, read_config
 from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
 from causalrn.training.module import CopyModule, LanguageModelModule, TextModule
-from causalrn.training.run_folder import environment, write_json
 
 
 def main(args: list[str] | None = None) -> None:

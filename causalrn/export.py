@@ -13,6 +13,7 @@ from causalrn.interop.official import MODELS, describe_official, from_official
 from causalrn.interop.step_export import INPUTS, OUTPUTS, write_step
 from causalrn.models import LanguageModel
 from causalrn.models.short_convolution import mixer_name
+from causalrn.system import replacing
 from causalrn.training.checkpoint import load_network, named_checkpoint, network_from, save_network
 from causalrn.training.consolidate import read_sharded
 
@@ -114,9 +115,8 @@ def consolidate(options: argparse.Namespace) -> None:
         raise ValueError(f"checkpoint {path} is one file already; want a ZeRO or FSDP folder")
     checkpoint = read_sharded(path)
     network = network_from(checkpoint, path)
-    temporary = options.output.with_name(f"{options.output.name}.tmp")
-    torch.save(checkpoint, temporary)
-    temporary.replace(options.output)
+    with replacing(options.output) as temporary:
+        torch.save(checkpoint, temporary)
     state = "with" if "optimizer_states" in checkpoint else "WITHOUT"
     print(
         f"{options.output}: {describe_size(network)}, step {checkpoint['global_step']}, {state} optimizer state"

@@ -14,8 +14,7 @@ from causalrn.evaluation.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import stream
 from causalrn.models.weight_only import store_weights
-from causalrn.ranges import check_options
-from causalrn.system.memory import format_bytes
+from causalrn.system import check_options, format_bytes
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}

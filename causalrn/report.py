@@ -12,11 +12,10 @@ from causalrn.evaluation.codec import Codec, codec_of
 from causalrn.evaluation.pairs import describe_row, draw_pairs, pair_norms
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import check_prompts, generate
-from causalrn.ranges import check_options
 from causalrn.reporting import diagnostics as report_diagnostics
 from causalrn.reporting import run_page as report_runs
+from causalrn.system import check_options, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
-from causalrn.training.run_folder import write_json
 
 VERBS = ("pairs", "diagnostics", "results")
 

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from causalrn import fit
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.ranges import check_options
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
 from causalrn.sweeps.local import LocalRunner
@@ -22,6 +21,7 @@ from causalrn.sweeps.record import file_table
 from causalrn.sweeps.slurm import write_script
 from causalrn.sweeps.table import collect, print_table, wide_console, write_table
 from causalrn.sweeps.view import duration, progress_view
+from causalrn.system import check_options
 from causalrn.training.allocator import keep_freed_memory
 from causalrn.training.config_files import find_config
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.files import write_atomically
 from datamodules.order import Int64Array
-from datamodules.shards import Manifest, TokenReader, write_atomically
+from datamodules.shards import Manifest, TokenReader
 from datamodules.tokenizers import from_description
 
 FILE = "baselines.json"

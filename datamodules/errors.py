@@ -24,13 +24,15 @@ def difference(text: str, found: str) -> str:
     return f"{text[start : start + SHOWN_CHARACTERS]!r} became {found[start : start + SHOWN_CHARACTERS]!r}"
 
 
-def optional_module(name: str, needed_for: str) -> ModuleType:
-    """A module of the optional `data` extra.
+def optional_module(name: str, extra: str, purpose: str) -> ModuleType:
+    """The module `name`.
 
     Raises:
-        DocumentError: if it is not installed.
+        ValueError: it is not installed; the message names the extra of this package that brings it.
     """
     try:
         return importlib.import_module(name)
-    except ImportError:
-        raise DocumentError(f"{needed_for} needs {name}: pip install 'causalrn[data]'") from None
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise ValueError(f"{purpose} needs the package {name}: pip install 'causalrn[{extra}]'") from None

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.files import write_atomically
+
 MANIFEST = "manifest.json"
 FORMAT = "causalrn-token-shards"
 VERSION = 1
@@ -101,16 +103,6 @@ class Manifest:
             for shard in split.shards:
                 digest.update(shard.sha256.encode())
         return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one, also after a crash."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class TokenReader:

@@ -148,7 +148,7 @@ class BpeTokenizer:
 
     def __init__(self, json_text: str) -> None:
         self._json_text = json_text
-        library = optional_module("tokenizers", "a BPE tokenizer")
+        library = optional_module("tokenizers", "data", "a BPE tokenizer")
         try:
             self._tokenizer = library.Tokenizer.from_str(json_text)
         except Exception as error:
@@ -181,7 +181,7 @@ class BpeTokenizer:
                 f"vocab_size of a BPE must be at least {LEAST_BPE_TOKENS}, the 256 bytes and the token that ends a "
                 f"document: got {vocab_size}"
             )
-        library = optional_module("tokenizers", "training a BPE tokenizer")
+        library = optional_module("tokenizers", "data", "training a BPE tokenizer")
         tokenizer = library.Tokenizer(library.models.BPE())
         tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = library.decoders.ByteLevel()

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from causalrn.cli import run_command
-from causalrn.training.run_folder import git_revision, write_json
+from causalrn.system import git, git_revision, write_json
 from launch.checks import check, read_config
 from launch.job import Job, shown
 
@@ -94,23 +94,12 @@ def keep(run_dir: Path, line: list[str], config: dict[str, Any] | None) -> None:
     """Leaves in RUN/launch what the job is made of: the code may have moved on when it starts."""
     folder = run_dir / "launch"
     folder.mkdir(parents=True, exist_ok=True)
-    changes = git("diff", "HEAD", "--binary")
+    changes = git("diff", "HEAD", "--binary") or ""
     write_json(folder / "launch.json", {"command": line, "git_revision": git_revision()})
     (folder / "changes.patch").write_text(changes)
     (folder / "fit.sbatch").write_text(Path(__file__).with_name("fit.sbatch").read_text())
     if config is not None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-
-def git(*arguments: str) -> str:
-    """What git prints in the checkout that this code runs from; nothing where it is none."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
 
 
 def submit(line: list[str], run_dir: Path) -> None:

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from causalrn.ranges import check_options
+from causalrn.system import check_options
 
 SCRIPT = Path(__file__).with_name("fit.sbatch")
 # Each task of an array has a folder of its own.

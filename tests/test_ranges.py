@@ -32,7 +32,7 @@ from causalrn.models import (
     TokenShift,
 )
 from causalrn.models.decoding import Sampling
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 from causalrn.training.callbacks import FiniteLoss, Heartbeat, PlainProgress, SampleText
 from causalrn.training.loggers import MetricsCSV
 from causalrn.training.module import CopyModule

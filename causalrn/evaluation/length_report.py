@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from causalrn.evaluation.lengths import Ladder, Rung
+from causalrn.system import replacing
 
 COLUMNS = (
     "step",
@@ -52,12 +53,10 @@ def rung_row(rung: Rung) -> dict[str, Any]:
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes the rows with the columns that any of them has, in one step."""
     columns = [name for name in COLUMNS if any(row.get(name) not in (None, "") for row in rows)]
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

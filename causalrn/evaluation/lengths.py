@@ -23,7 +23,7 @@ from causalrn.evaluation.metrics import (
     PositionLoss,
 )
 from causalrn.ops.context_parallel import active_split, sequence_part, whole_sequence
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class LengthData(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from causalrn.models import LanguageModel, LinearRelation
 from causalrn.ops.reference import LinearState, normalise, relation_linear_reference
-from causalrn.system.extras import optional_module
+from causalrn.system import optional_module
 
 INPUTS = ("token", "position", "totals")
 OUTPUTS = ("logits", "new_totals")

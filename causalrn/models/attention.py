@@ -14,7 +14,7 @@ from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.positions import Rotary
 from causalrn.ops import normalise
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class MLP(nn.Module):

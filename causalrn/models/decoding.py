@@ -10,8 +10,7 @@ from torch import Tensor
 from causalrn.models import LanguageModel
 from causalrn.models.cache import join_rows, select_rows
 from causalrn.models.language_model import DecodingState
-from causalrn.ranges import check_range
-from causalrn.system.memory import available_bytes, format_bytes
+from causalrn.system import available_bytes, check_range, format_bytes
 
 # Positions of one parallel pass: more would only cost memory.
 PREFILL_POSITIONS = 4096

@@ -12,7 +12,7 @@ from causalrn.models.mixer import Mixer, normal_linear_
 from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import position_offset
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class DecodingState(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 # Wider than any sequence, for heads without a window.
 UNBOUNDED = 2**30

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class Positions(nn.Module, ABC):

@@ -14,7 +14,7 @@ from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.ops import normalise, relation_linear, relation_quadratic_shifted
 from causalrn.ops.quadratic.step import relation_quadratic_step_shifted
 from causalrn.ops.reference import Activation, LinearState
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 OutputNorm = Literal["layer", "rms"]
 # Rows are scaled down to this before a norm, which would square them out of the range of floats: far above every eps.

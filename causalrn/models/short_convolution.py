@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from causalrn.models.mixer import Mixer
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import active_split
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class InputStage(Mixer):

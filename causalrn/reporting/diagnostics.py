@@ -13,10 +13,9 @@ from torch import Tensor
 
 from causalrn.evaluate import data_config, make_data, parse_lengths
 from causalrn.evaluation.diagnostics import Pairs, probe, trained_positions
-from causalrn.ranges import check_options
+from causalrn.system import check_options, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config
-from causalrn.training.run_folder import write_json
 
 # Beside these the JSON file has every quantile.
 COLUMNS = {

@@ -2,15 +2,13 @@
 
 import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from causalrn.sweeps.grid import Point
-from causalrn.training.run_folder import write_json
+from causalrn.system import Lock, write_json
 
 State = Literal["new", "half-written", "unfinished", "failed", "finished"]
 LAST_LINES = 8
@@ -98,26 +96,16 @@ class SweepFolder:
                     f"{self.path} holds the point {name} with other settings: {values}; want another --output, "
                     "or move that folder away"
                 )
-        temporary = path.with_suffix(".tmp")
-        write_json(temporary, {**known, **settings})
-        temporary.replace(path)
+        write_json(path, {**known, **settings})
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Lock:
         """Held while a sweep runs: two would start the same points.
 
         Raises:
             ValueError: another process holds it.
         """
         self.prepare()
-        with (self.notes / "lock").open("a+") as file:
-            if not try_lock(file):
-                file.seek(0)
-                raise ValueError(f"{self.path} belongs to a sweep that runs already ({file.read().strip()})")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield
+        return Lock(self.notes / "lock", f"the sweep in {self.path}")
 
     def lock_point(self, point: Point) -> IO[str] | None:
         """An open file that holds the point, also in the processes that inherit it; None where another one does."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from causalrn.models import LanguageModel, build, describe
+from causalrn.system import replacing
 from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
 
 # A LightningModule holds the network under this name.
@@ -140,9 +141,8 @@ def save_network(network: LanguageModel, path: str | Path, content: dict[str, An
         "network": describe(network),
         "state_dict": {PREFIX + name: tensor for name, tensor in network.state_dict().items()},
     }
-    temporary = Path(f"{path}.tmp")
-    torch.save(checkpoint, temporary)
-    temporary.replace(path)
+    with replacing(Path(path)) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def partial_name(path: Path) -> Path:

@@ -2,10 +2,11 @@
 
 import datetime
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from causalrn.system import write_json
 
 NAME = "environment.json"
 # How old the seconds of a start that is killed may be, where no checkpoint was written meanwhile.
@@ -51,9 +52,7 @@ class History:
         """Writes the file in one step."""
         self.written_seconds = time.monotonic()
         newest = {name: value for name, value in self.starts[-1].items() if name not in PROGRESS}
-        temporary = self.run_dir / f"{NAME}.tmp"
-        temporary.write_text(json.dumps({**newest, "starts": self.starts}, indent=2) + "\n")
-        os.replace(temporary, self.run_dir / NAME)
+        write_json(self.run_dir / NAME, {**newest, "starts": self.starts})
 
     def costs(self) -> dict[str, Any]:
         """What results.json says of the starts: seconds of all and of the last one, and how many there were.

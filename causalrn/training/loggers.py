@@ -1,7 +1,6 @@
 """A CSV file of metrics and TensorBoard events that a resumed run continues, with no step twice."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from tensorboard.compat.proto import event_pb2
 
-from causalrn.ranges import check_range
+from causalrn.system import check_range, replacing
 
 
 class MetricsCSV(Logger):
@@ -108,12 +107,10 @@ class MetricsCSV(Logger):
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         """Rewrites the file in one step, so that a kill leaves the old one or the new one."""
         self.columns += sorted({key for row in rows for key in row} - set(self.columns))
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
         self.written_step = rows[-1]["step"] if rows else None
 
 

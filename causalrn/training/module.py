@@ -24,7 +24,7 @@ from causalrn.evaluation.metrics import (
 )
 from causalrn.models import LanguageModel, describe
 from causalrn.ops.context_parallel import mean_over_sequence, sequence_part, whole_sequence
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class LanguageModelModule(L.LightningModule, ABC):

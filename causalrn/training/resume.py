@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from causalrn.system import write_json
 from causalrn.training.checkpoint import named_checkpoint, newest_checkpoint, progress, read_training
 from causalrn.training.consolidate import is_sharded
 from causalrn.training.starts import is_continued, is_restarted, job_name
@@ -56,9 +57,7 @@ class Start:
         if not noted:
             path.unlink(missing_ok=True)
         else:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(noted, indent=2) + "\n")
-            temporary.replace(path)
+            write_json(path, noted)
 
 
 def plan_start(arguments: list[str], run_dir: str | None) -> Start:

@@ -1,23 +1,16 @@
 """What a run leaves behind to be understood later: where it came from, its curves, its final numbers."""
 
-import json
 import platform
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import torch.distributed as dist
 
-from benchmarks.common import cpu_name
+from causalrn.system import environment
 from causalrn.training.data_folders import STARTED_IN
 from causalrn.training.history import History
 from causalrn.training.loggers import MetricsCSV, TensorBoardEvents, read_metrics
-
-PACKAGES = ("causalrn", "torch", "lightning", "triton", "deepspeed", "webdataset", "numpy")
 
 
 class RunFolder(L.Callback):
@@ -96,46 +89,6 @@ def check_agreement(run_dir: Path, begins_with: str) -> None:
                 f"rank {rank} (on {other_node}) begins with {start} and rank 0 (on {node}) with {first}: want "
                 f"--run_dir to name one folder that all of them share, which {run_dir} is not"
             )
-
-
-def environment() -> dict[str, Any]:
-    """Git revision, command, versions and hardware, for the record."""
-    return {
-        "git_revision": git_revision(),
-        "command": [sys.executable, *sys.argv],
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := package_version(name))},
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cpu_threads": torch.get_num_threads(),
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def git_revision() -> str | None:
-    """Commit of the checkout that this code runs from, with "-dirty" when files differ from it, or None."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def package_version(name: str) -> str | None:
-    if name == "torch":
-        # Tells the build too, which the package's own version may not.
-        return torch.__version__
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def draw_curves(run_dir: Path) -> Path:

@@ -1,7 +1,6 @@
 """Experiment trackers, Weights & Biases and MLflow: a resumed run continues the same run there, and no step stands twice."""
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
-from causalrn.system.extras import optional_module
+from causalrn.system import optional_module, write_json
 
 
 class TrackerNotes:
@@ -44,9 +43,7 @@ class TrackerNotes:
     def save(self) -> None:
         """Writes the file in one step."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"run_id": self.run_id, "last_steps": self.last_steps}))
-        os.replace(temporary, self.path)
+        write_json(self.path, {"run_id": self.run_id, "last_steps": self.last_steps})
 
 
 class WandbRun(WandbLogger):

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 from causalrn.training.callbacks import Checkpoints, LengthExtrapolation, WholeSteps
 from causalrn.training.module import LanguageModelModule
 

@@ -86,7 +86,7 @@ class _ZstandardFile(io.RawIOBase):
     """
 
     def __init__(self, path: str) -> None:
-        self._library = optional_module("zstandard", path)
+        self._library = optional_module("zstandard", "data", str(path))
         self._file = io.FileIO(path)
         self._frame: Any = None
         self._waiting = b""

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.errors import DocumentError, TokenizerError
+from datamodules.files import write_atomically
 from datamodules.prepare.documents import Document, Span, read_documents
 from datamodules.prepare.shard_writer import ShardWriter
 from datamodules.ranges import check_range
-from datamodules.shards import MEMBER_TOKENS, Shard, write_atomically
+from datamodules.shards import MEMBER_TOKENS, Shard
 from datamodules.tokenizers import Tokens, from_description, token_dtype
 
 SPLITS = ("train", "val", "test")

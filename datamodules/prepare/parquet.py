@@ -21,7 +21,7 @@ def open_parquet(path: str) -> Any:
     Raises:
         DocumentError: if it is none, or pyarrow is missing.
     """
-    library = optional_module("pyarrow.parquet", path)
+    library = optional_module("pyarrow.parquet", "data", str(path))
     try:
         # The column is read as it is needed, not a row group of any size at once.
         return library.ParquetFile(
@@ -78,7 +78,7 @@ def _rows_at_a_time(path: str, group: Any, column: str) -> int:
 
 def _undecoded(values: Any) -> Any:
     """Strings as bytes: decoding them is the check's, which tells the place where that fails."""
-    arrow = optional_module("pyarrow", "parquet")
+    arrow = optional_module("pyarrow", "data", "parquet")
     if arrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     wider = {arrow.string(): arrow.binary(), arrow.large_string(): arrow.large_binary()}

@@ -1,23 +1,21 @@
 """Prepares a folder of shards: packs the units of a plan in parallel and writes the manifest last."""
 
-import contextlib
-import fcntl
 import multiprocessing
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from datamodules import baselines
 from datamodules.errors import DocumentError
+from datamodules.files import Lock, write_atomically
 from datamodules.prepare.packing import PARTS, SPLITS, UnitRecord, pack_unit, record_path
 from datamodules.prepare.planning import Plan
-from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, Split, write_atomically
+from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, Split
 from datamodules.tokenizers import from_description, token_dtype
 
 _LOCK = ".lock"
@@ -47,11 +45,11 @@ def prepare(
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder, wait_for_other) as waited:
+    with Lock(folder / _LOCK, f"the folder of shards {folder}", wait=wait_for_other) as lock:
         key = plan.key
         if (folder / MANIFEST).exists() and not overwrite:
             manifest = Manifest.load(folder)
-            if waited or manifest.source.get("plan") == key:
+            if lock.waited or manifest.source.get("plan") == key:
                 return manifest
             raise ShardError(
                 f"{folder} holds shards of another corpus or settings: choose another, or --overwrite"
@@ -62,22 +60,6 @@ def prepare(
         manifest.save(folder)
         shutil.rmtree(folder / PARTS)
     return manifest
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, wait_for_other: bool) -> Iterator[bool]:
-    """Keeps other preparations out; yields whether another one was waited for."""
-    with (folder / _LOCK).open("w") as file:
-        waited = False
-        try:
-            # Released by the system when the process ends, however it ends.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait_for_other:
-                raise ShardError(f"another preparation is writing into {folder}") from None
-            waited = True
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield waited
 
 
 def _claim(folder: Path, key: str, overwrite: bool) -> None:

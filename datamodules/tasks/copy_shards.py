@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.files import write_atomically
 from datamodules.prepare.shard_writer import TarWriter, npy_header
 from datamodules.ranges import check_range
-from datamodules.shards import MANIFEST, ShardError, write_atomically
+from datamodules.shards import MANIFEST, ShardError
 from datamodules.tasks.strings import FIRST_LETTER, evaluation_rows, evaluation_sha256
 
 FORMAT = "causalrn-copy-shards"

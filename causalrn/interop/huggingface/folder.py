@@ -8,7 +8,7 @@ from typing import Any
 from causalrn.evaluation.codec import describe_codec, make_codec
 from causalrn.interop.huggingface.tokenizer import make_tokenizer
 from causalrn.models import LanguageModel, build, describe
-from causalrn.system.extras import optional_module
+from causalrn.system import optional_module
 from causalrn.training.checkpoint import network_from, read_checkpoint, save_network
 
 # The description of the tokenizer, from which the checkpoint's is restored as it was.

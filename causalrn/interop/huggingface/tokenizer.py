@@ -3,7 +3,7 @@
 import string
 from typing import Any
 
-from causalrn.system.extras import optional_module
+from causalrn.system import optional_module
 from datamodules.tasks.strings import BOS, EOS, FIRST_LETTER, SEP
 from datamodules.tokenizers import BpeTokenizer
 

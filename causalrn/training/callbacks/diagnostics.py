@@ -7,7 +7,7 @@ import torch
 
 from causalrn.evaluation.diagnostics import probe, relation_of, trained_positions
 from causalrn.models import LanguageModel
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 from causalrn.training.callbacks.log_steps import write_metrics
 from causalrn.training.strategies import SequenceParallelStrategy
 

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.nn.utils import get_total_norm
 
 from causalrn.models import describe
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 class FiniteLoss(L.Callback):

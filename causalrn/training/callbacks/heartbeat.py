@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from causalrn.ranges import check_range
+from causalrn.system import check_range, write_json
 
 # Where within a step a rank is, in the order of the step.
 STAGES = ("loading data", "forward", "backward", "optimizer step", "validation")
@@ -123,9 +123,7 @@ class Heartbeat(L.Callback):
     def tell(self) -> None:
         seconds = max(0.0, time.monotonic() - self.progressed)
         beat = Beat(*self.place, seconds, socket.gethostname(), os.getpid())
-        new = self.file(self.rank).with_suffix(".new")
-        new.write_text(json.dumps(asdict(beat)))
-        os.replace(new, self.file(self.rank))
+        write_json(self.file(self.rank), asdict(beat))
 
     def watch(self, stopped: threading.Event) -> None:
         """Runs in the thread."""

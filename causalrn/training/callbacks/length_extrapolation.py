@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from causalrn.evaluation.length_report import draw_ladder, read_table, table_rows, write_table
 from causalrn.evaluation.lengths import Bounds, Ladder, climb, is_text, powers_of_two
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 TABLE = "length_extrapolation.csv"
 PICTURE = "length_extrapolation.png"

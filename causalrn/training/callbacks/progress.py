@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 
 
 def progress_bar() -> ProgressBar:

@@ -7,7 +7,7 @@ import torch
 
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import Sampling, count_new_tokens, generate
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 from causalrn.training.strategies import whole_network
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.profilers import Profiler
 
 from causalrn.models import LanguageModel
 from causalrn.models.cost import Cost, training_cost
-from causalrn.ranges import check_range
+from causalrn.system import check_range
 from causalrn.training.callbacks.log_steps import is_log_step, write_metrics
 from causalrn.training.peaks import peak_exps, peak_flops
 

@@ -17,8 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
-from causalrn.ranges import check_range
-from causalrn.system.extras import optional_module
+from causalrn.system import check_range, optional_module
 from causalrn.training.strategies.zero_restore import restore_whole
 
 

@@ -1,1 +1,0 @@
-"""The machine: optional packages, free memory, the lock of a folder."""
