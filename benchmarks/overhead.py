@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from benchmarks.common import Lines
-from causalrn.cli import CausalRNCLI
+from causalrn.cli import CLI
 from causalrn.models import LanguageModel
 from causalrn.training.config_files import shipped_configs
 from datamodules.tasks.copying import CopyDataModule
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
 class Clock:
     """Reads the time around the steps of a run, from within its own training step."""
 
-    def __init__(self, cli: CausalRNCLI) -> None:
+    def __init__(self, cli: CLI) -> None:
         self.starts: list[float] = []
         self.step = cli.model.training_step
         cli.model.training_step = self.timed
@@ -87,7 +87,7 @@ def time_fit(options: argparse.Namespace) -> tuple[float, LanguageModel, float]:
             "data.init_args.batch_size": options.batch_size,
         }
         flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        with CausalRNCLI(["--config", str(CONFIG), *flags, "--run_dir", f"{folder}/run"]) as cli:
+        with CLI(["--config", str(CONFIG), *flags, "--run_dir", f"{folder}/run"]).open() as cli:
             clock = Clock(cli)
             cli.trainer.fit(cli.model, cli.datamodule)
             start = time.perf_counter()

@@ -1,13 +1,13 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
-import contextlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,9 +46,19 @@ from causalrn.training.signals import EXIT_INTERRUPTED
 from causalrn.training.starts import first_process
 from causalrn.training.trackers import MLflowRun, WandbRun
 from causalrn.training.trainer import Trainer
-from causalrn.training.trainer_settings import make_profiler, warn_without_effect
+from causalrn.training.trainer_settings import as_list, make_profiler, warn_without_effect
 
 USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
+
+
+# Each has flags of its own, as --heartbeat.timeout_seconds 600.
+DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
+    "finite_loss": FiniteLoss,
+    "norms": Norms,
+    "throughput": Throughput,
+    "heartbeat": Heartbeat,
+    "checkpoints": Checkpoints,
+}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -65,43 +75,44 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
 
-class CausalRNCLI(LightningCLI):
-    """Reads --config files (later ones override earlier ones), prepares the run folder, builds all objects.
+class CLI(LightningCLI):
+    """A command line of `causalrn.fit` and its config files, read and checked; nothing is opened, locked or written.
 
-    Besides Lightning's groups `trainer`, `model` and `data` it takes:
+    Besides Lightning's groups `trainer`, `model` and `data`, and a group for each default callback, it takes:
         --run_dir: folder of the run; by default runs/NAME/TIME, with NAME from the first config file.
         --resume: a run folder, or a checkpoint, to continue, in the same folder unless --run_dir names another; its
             config is read first, so that no --config is needed.
         --init_from: a checkpoint, or a run folder, whose weights a new run begins with.
+
+    `open` begins a run: it locks the run folder and builds `trainer`, `model` and `datamodule`.
     """
 
-    lock: Lock | None = None
-
     def __init__(self, args: list[str] | None = None) -> None:
-        self.arguments = sys.argv[1:] if args is None else args
+        self.arguments = with_underscores(sys.argv[1:] if args is None else args)
         quiet_libraries()
-        with with_base_config(self.arguments) as arguments:
-            super().__init__(
-                model_class=LanguageModelModule,
-                subclass_mode_model=True,
-                datamodule_class=LightningDataModule,
-                subclass_mode_data=True,
-                trainer_class=Trainer,
-                save_config_callback=SaveConfig,
-                # A resumed run finds its own config there.
-                save_config_kwargs={"overwrite": True},
-                seed_everything_default=1,
-                trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
-                run=False,
-                auto_configure_optimizers=False,
-                # A checkpoint describes its network itself, see causalrn.training.checkpoint.
-                load_from_checkpoint_support=False,
-                parser_class=ConfigParser,
-                parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
-                args=arguments,
-            )
+        super().__init__(
+            model_class=LanguageModelModule,
+            subclass_mode_model=True,
+            datamodule_class=LightningDataModule,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            save_config_callback=SaveConfig,
+            # A resumed run finds its own config there.
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=1,
+            trainer_defaults={"num_sanity_val_steps": 0, "enable_model_summary": False},
+            run=False,
+            auto_configure_optimizers=False,
+            # A checkpoint describes its network itself, see causalrn.training.checkpoint.
+            load_from_checkpoint_support=False,
+            parser_class=ConfigParser,
+            parser_kwargs={"exit_on_error": False, "description": "Trains a model as a config says."},
+            args=with_base_config(self.arguments),
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name, kind in DEFAULT_CALLBACKS.items():
+            parser.add_class_arguments(kind, name)
         parser.add_argument("--run_dir", type=str | None, default=None, help="folder of the run")
         parser.add_argument(
             "--resume", type=str | None, default=None, help="run folder or checkpoint to continue from"
@@ -113,108 +124,99 @@ class CausalRNCLI(LightningCLI):
             help="checkpoint whose weights a new run begins with",
         )
 
-    def before_instantiate_classes(self) -> None:
+    def instantiate_classes(self) -> None:
+        """Lightning's constructor calls it; objects are built by `open`, once the run folder is held."""
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The config as plain data, with every default."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+    @contextmanager
+    def open(self) -> Iterator[Self]:
+        """Begins the run: decides where it starts from, holds its folder and builds its objects."""
         self.start = plan_start(self.arguments, self.config["run_dir"])
-        self.run_dir = self.start.run_dir
-        self.checkpoint = self.start.checkpoint
-        if first_process():
-            self.lock = hold(self.run_dir)
-        if self.checkpoint is not None:
-            settings = self.config["data"].get("init_args", {})
-            for name, folder in placed_folders(settings, read_head(self.checkpoint).get(STARTED_IN)).items():
-                settings[name] = folder
-        name_for_children(self.run_dir)
-        self.config["run_dir"] = str(self.run_dir)
+        with hold(self.start.run_dir) if first_process() else nullcontext():
+            if self.start.checkpoint is not None:
+                settings = self.config["data"].get("init_args", {})
+                started_in = read_head(self.start.checkpoint).get(STARTED_IN)
+                for name, folder in placed_folders(settings, started_in).items():
+                    settings[name] = folder
+            name_for_children(self.start.run_dir)
+            self.config["run_dir"] = str(self.start.run_dir)
+            self.leave_aside_arguments_of_a_start()
+            # Again, as reading the config may have drawn numbers.
+            L.seed_everything(self.config["seed_everything"], workers=True)
+            super().instantiate_classes()
+            yield self
+
+    def leave_aside_arguments_of_a_start(self) -> None:
+        """What is kept must not send another start, of this run or of one that uses its config, elsewhere."""
         for name in OF_A_START:
             if self.config[name] and not flag_value(self.arguments, f"--{name}"):
                 warnings.warn(
                     f"{name}: {self.config[name]} in a config file is left aside: want --{name} on the command line",
                     stacklevel=2,
                 )
-            # What is kept must not send another start, of this run or of one that uses its config, elsewhere.
             self.config[name] = None
 
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except BaseException:
-            self.release()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Lets others have the run folder."""
-        if self.lock is not None:
-            self.lock.release()
-            # A run that failed before it left anything leaves no folder either.
-            with contextlib.suppress(OSError):
-                self.run_dir.rmdir()
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        self.resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        loggers = self.config_init["trainer"]["logger"]
-        kwargs["logger"] = [
-            # A resumed run knows its checkpoints by their absolute paths.
-            MetricsCSV(str(self.run_dir.absolute())),
-            TensorBoardEvents(str(self.run_dir.absolute())),
-            *(
-                loggers
-                if isinstance(loggers, list)
-                else [loggers]
-                if loggers not in (None, True, False)
-                else []
-            ),
-        ]
-        for logger in kwargs["logger"]:
-            if isinstance(logger, WandbRun | MLflowRun):
-                logger.use_run(self.run_dir, self.resolved)
+        """The Trainer with the run's loggers, the default callbacks that the config does not replace, and no requeueing
+        but ours."""
+        settings = self.config_init["trainer"]
         if first_process():
-            warn_without_effect(self.config_init["trainer"])
-        kwargs["default_root_dir"] = str(self.run_dir.absolute())
-        kwargs["profiler"] = make_profiler(self.config_init["trainer"]["profiler"], self.run_dir)
-        callbacks = self.config_init["trainer"]["callbacks"] or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        # A config's own callback of a kind takes the place of the default one.
-        extra: list[tuple[type[Callback], Callback]] = [
-            (RunFolder, RunFolder(self.run_dir, self.resolved, str(self.start))),
-            (FiniteLoss, FiniteLoss()),
-            (Norms, Norms()),
-            (Throughput, Throughput()),
-            (Heartbeat, Heartbeat()),
-            (ConfiguredValues, ConfiguredValues()),
-            (ResumedLoops, ResumedLoops()),
-            (Preemption, Preemption()),
-            # A monitored ModelCheckpoint is added to this one, and takes nothing's place.
-            (Checkpoints, Checkpoints()),
-            (ProgressBar, progress_bar()),
-        ]
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoints):
-                settle(callback)
-        given = tuple(type(callback) for callback in callbacks)
-        kwargs["callbacks"] = [
-            *callbacks,
-            *(default for kind, default in extra if not any(issubclass(one, kind) for one in given)),
-        ]
-        plugins = self.config_init["trainer"]["plugins"] or []
-        kwargs["plugins"] = plugins = [*plugins] if isinstance(plugins, list) else [plugins]
-        if SLURMEnvironment.detect() and not any(
-            isinstance(plugin, ClusterEnvironment) for plugin in plugins
-        ):
-            # Lightning's own requeueing saves inside the signal handler.
-            plugins.append(SLURMEnvironment(auto_requeue=False))
-        trainer = super().instantiate_trainer(**kwargs)
+            warn_without_effect(settings)
+        run_dir = self.start.run_dir
+        trainer = super().instantiate_trainer(
+            **kwargs,
+            logger=run_loggers(run_dir, self.resolved, as_list(settings["logger"])),
+            default_root_dir=str(run_dir.absolute()),
+            profiler=make_profiler(settings["profiler"], run_dir),
+            callbacks=self.callbacks(as_list(settings["callbacks"])),
+            plugins=cluster_plugins(as_list(settings["plugins"])),
+        )
         assert isinstance(trainer, Trainer)
         trainer.harden()
         return trainer
 
+    def callbacks(self, given: list[Callback]) -> list[Callback]:
+        """The config's own callbacks, and the default ones; a config's own of a kind takes a default one's place."""
+        defaults = [
+            RunFolder(self.start.run_dir, self.resolved, str(self.start)),
+            *(self.config_init[name] for name in DEFAULT_CALLBACKS),
+            ConfiguredValues(),
+            ResumedLoops(),
+            Preemption(),
+            progress_bar(),
+        ]
+        for callback in given:
+            if isinstance(callback, ModelCheckpoint) and not isinstance(callback, Checkpoints):
+                settle(callback)
+        kinds = {ProgressBar if isinstance(one, ProgressBar) else type(one): one for one in defaults}
+        return [*given, *(one for kind, one in kinds.items() if not any(isinstance(g, kind) for g in given))]
 
-def hold(run_dir: Path) -> Lock:
+
+def run_loggers(run_dir: Path, config: dict[str, Any], others: list[Any]) -> list[Any]:
+    """The run folder's own loggers and those of the config, of which a tracker is told its run."""
+    # A resumed run knows its checkpoints by their absolute paths.
+    folder = str(run_dir.absolute())
+    # true and false are Lightning's own logger, or none.
+    others = [logger for logger in others if not isinstance(logger, bool)]
+    for logger in others:
+        if isinstance(logger, WandbRun | MLflowRun):
+            logger.use_run(run_dir, config)
+    return [MetricsCSV(folder), TensorBoardEvents(folder), *others]
+
+
+def cluster_plugins(plugins: list[Any]) -> list[Any]:
+    """The config's plugins, and SLURM's environment without Lightning's own requeueing, which saves inside the handler."""
+    if SLURMEnvironment.detect() and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        return [*plugins, SLURMEnvironment(auto_requeue=False)]
+    return plugins
+
+
+@contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
     """Keeps other processes out of a run folder, which is made where it is missing.
 
     Raises:
@@ -222,12 +224,29 @@ def hold(run_dir: Path) -> Lock:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        return Lock(run_dir / ".lock", f"run folder {run_dir}")
+        lock = Lock(run_dir / ".lock", f"run folder {run_dir}")
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(
             f"run folder {run_dir} cannot be written ({reason}); want another --run_dir"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        # A run that failed before it left anything leaves no folder either.
+        with suppress(OSError):
+            run_dir.rmdir()
+
+
+def with_underscores(arguments: list[str]) -> list[str]:
+    """The arguments with the names of flags spelled as the keys of a config are: --run-dir is --run_dir."""
+    return [
+        re.sub(r"^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), argument)
+        if argument.startswith("--")
+        else argument
+        for argument in arguments
+    ]
 
 
 def quiet_libraries() -> None:

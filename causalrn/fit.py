@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from causalrn.cli import CausalRNCLI, run_command
+from causalrn.cli import CLI, run_command
 from causalrn.reporting.terminal import print_results
 from causalrn.system import write_json
 from causalrn.training.allocator import keep_freed_memory
@@ -29,14 +29,14 @@ from causalrn.training.trainer_settings import check_trainer
 
 def main(args: list[str] | None = None) -> None:
     start = time.monotonic()
-    with signals.listening(), CausalRNCLI(args) as cli:
+    with signals.listening(), CLI(args).open() as cli:
         history = next(one.history for one in cli.trainer.callbacks if isinstance(one, RunFolder))  # pyright: ignore[reportAttributeAccessIssue]
         history.began_seconds = start
-        check_run(cli.trainer, cli.datamodule, cli.checkpoint)
+        check_run(cli.trainer, cli.datamodule, cli.start.checkpoint)
         check_trainer(cli.trainer, cli.model, cli.datamodule)
         begin(cli)
         try:
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint)
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start.checkpoint)
             cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
         except Preempted as preempted:
             exit_code = preempted.exit_code
@@ -50,13 +50,13 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(exit_code)
 
 
-def begin(cli: CausalRNCLI) -> None:
+def begin(cli: CLI) -> None:
     """Says what the run comes from, if from another start, and which settings it changes."""
     lines = []
-    if cli.checkpoint is not None:
-        lines = check_continues(cli.checkpoint, cli.model.network, cli.datamodule, cli.resolved)
+    if cli.start.checkpoint is not None:
+        lines = check_continues(cli.start.checkpoint, cli.model.network, cli.datamodule, cli.resolved)
         lines = [
-            f"continues {cli.checkpoint}, step {progress(cli.checkpoint)[0]}",
+            f"continues {cli.start.checkpoint}, step {progress(cli.start.checkpoint)[0]}",
             *(f"changed {line}" for line in lines),
         ]
     elif cli.start.weights is not None:
@@ -69,7 +69,7 @@ def begin(cli: CausalRNCLI) -> None:
 
 
 @rank_zero_only
-def finish(cli: CausalRNCLI, history: History) -> None:
+def finish(cli: CLI, history: History) -> None:
     """Leaves the curves and the final numbers in the run folder, and shows them."""
     results = {
         name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")
@@ -83,11 +83,11 @@ def finish(cli: CausalRNCLI, history: History) -> None:
         "metrics": results,
         **({"baselines": baselines} if baselines else {}),
     }
-    write_json(cli.run_dir / "results.json", record)
+    write_json(cli.start.run_dir / "results.json", record)
     # fast_dev_run logs nothing.
-    if (cli.run_dir / "metrics.csv").exists():
-        draw_curves(cli.run_dir)
-    for link in (cli.run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"):
+    if (cli.start.run_dir / "metrics.csv").exists():
+        draw_curves(cli.start.run_dir)
+    for link in (cli.start.run_dir / "checkpoints").glob(f"{PREEMPTED}*.ckpt"):
         # Marks a closing validation that was cut short.
         if link.is_symlink():
             link.unlink()
@@ -95,7 +95,7 @@ def finish(cli: CausalRNCLI, history: History) -> None:
     of_them = f" ({costs['starts']} starts, the last one {costs['seconds_of_last_start']} s)"
     print(
         f"{cli.trainer.global_step} steps in {costs['seconds']} s{of_them if costs['starts'] > 1 else ''}; "
-        f"everything is in {cli.run_dir}"
+        f"everything is in {cli.start.run_dir}"
     )
 
 

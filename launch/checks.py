@@ -5,27 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from causalrn.cli import CausalRNCLI
+from causalrn.cli import CLI
 from causalrn.sweeps.points import build_objects
 from causalrn.training.resume import check_unused, flag_value, plan_start
 from datamodules.remote import join_url, open_url
 from datamodules.shards import MANIFEST, Manifest
 from launch.job import Job
-
-
-class ConfigOnly(CausalRNCLI):
-    """Reads and checks the arguments of causalrn.fit; builds nothing and touches no run folder."""
-
-    def before_instantiate_classes(self) -> None:
-        if flag_value(self.arguments, "--resume"):
-            # Its own folder, unless the arguments name another one.
-            self.config["run_dir"] = str(plan_start(self.arguments, None).run_dir)
-        self.resolved: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-
-    def instantiate_classes(self) -> None:
-        pass
 
 
 def read_config(arguments: list[str]) -> dict[str, Any]:
@@ -34,9 +19,12 @@ def read_config(arguments: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: the Trainer, the model or the data would refuse their settings.
     """
-    parsed = ConfigOnly(arguments)
-    build_objects(parsed.config, parsed.parser.instantiate_classes)
-    return parsed.resolved
+    cli = CLI(arguments)
+    build_objects(cli.config, cli.parser.instantiate_classes)
+    if flag_value(cli.arguments, "--resume"):
+        # Its own folder, unless the arguments name another one.
+        cli.config["run_dir"] = str(plan_start(cli.arguments, None).run_dir)
+    return cli.resolved
 
 
 def check(config: dict[str, Any], job: Job, run_dir: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from causalrn.cli import USER_ERRORS, CausalRNCLI
+from causalrn.cli import CLI, USER_ERRORS
 from causalrn.models import describe
 from causalrn.sweeps.grid import Point, Sweep
 from causalrn.training.checkpoint import flatten
@@ -49,19 +49,6 @@ class Plan:
         return self.steps * self.sequences * self.positions
 
 
-class PointParser(CausalRNCLI):
-    """The parser of `causalrn.fit` and nothing else: neither objects nor a run folder are made."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-
 def plan_points(sweep: Sweep) -> list[Plan]:
     """Parses every point as its run would, and builds its network without memory.
 
@@ -75,7 +62,7 @@ def plan_points(sweep: Sweep) -> list[Plan]:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:
                 if parser is None:
-                    parser = PointParser(list(point.arguments)).parser
+                    parser = CLI(list(point.arguments)).parser
                 config = parser.parse_args(list(point.arguments))
                 plans.append(plan_point(config, parser.instantiate_classes))
             except SystemExit:
@@ -157,7 +144,7 @@ class StepTimer:
     def __init__(self, sweep: Sweep, n_sequences: int = 4) -> None:
         self.n_sequences = n_sequences
         self.seconds: dict[str, float] = {}
-        self.parser = PointParser(list(sweep.points[0].arguments)).parser
+        self.parser = CLI(list(sweep.points[0].arguments)).parser
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def step_seconds(self, point: Point, plan: Plan) -> float:

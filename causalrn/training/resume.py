@@ -2,10 +2,7 @@
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -114,8 +111,7 @@ def plan_resume(target: str, arguments: list[str]) -> Start:
     return Start(run_dir, find_checkpoint("--resume", target), origin=origin)
 
 
-@contextmanager
-def with_base_config(arguments: list[str]) -> Iterator[list[str]]:
+def with_base_config(arguments: list[str]) -> list[str]:
     """The arguments; with --resume, the run's own config comes before everything else.
 
     Raises:
@@ -124,8 +120,7 @@ def with_base_config(arguments: list[str]) -> Iterator[list[str]]:
     """
     target = flag_value(arguments, "--resume")
     if target is None:
-        yield arguments
-        return
+        return arguments
     if flag_value(arguments, "--init_from"):
         raise ValueError(
             "--resume and --init_from exclude each other: want --resume to continue a run, or --init_from to begin "
@@ -136,21 +131,17 @@ def with_base_config(arguments: list[str]) -> Iterator[list[str]]:
     again = is_restarted() or comes_from(own, origin_of("resume", target))
     for folder in (own if again else None, run_folder_of(Path(target))):
         if folder is not None and (path := folder / "config.yaml").is_file():
-            yield ["--config", str(path), *arguments]
-            return
+            return ["--config", str(path), *arguments]
     config = read_training(find_checkpoint("--resume", target)).get("config")
-    if config is None:
-        if not flag_values(arguments, *CONFIG_FLAGS):
-            raise ValueError(
-                f"--resume {target}: the checkpoint holds no config, nor is one beside it; want --config"
-            )
-        yield arguments
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
+    if config is not None:
         kept = {key: value for key, value in config.items() if key not in ("run_dir", *OF_A_START)}
-        path.write_text(yaml.safe_dump(kept))
-        yield ["--config", str(path), *arguments]
+        # The text itself, which the parser takes in place of a file's name.
+        return ["--config", yaml.safe_dump(kept), *arguments]
+    if flag_values(arguments, *CONFIG_FLAGS):
+        return arguments
+    raise ValueError(
+        f"--resume {target}: the checkpoint holds no config, nor is one beside it; want --config"
+    )
 
 
 def flag_values(arguments: list[str], *flags: str) -> list[str]:

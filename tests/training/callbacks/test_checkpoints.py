@@ -136,7 +136,7 @@ def test_a_progress_bar_a_monitor_and_a_logger_of_ones_own(
             "init_args": {"save_dir": str(tmp_path / "csv")},
         },
     )
-    with fit.CausalRNCLI(["--config", str(config), "--run_dir", str(tmp_path / "built")]) as cli:
+    with fit.CLI(["--config", str(config), "--run_dir", str(tmp_path / "built")]).open() as cli:
         assert type(cli.trainer.progress_bar_callback) is TQDMProgressBar
     train(config, tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
