@@ -39,6 +39,7 @@ from causalrn.training.checkpoint import read_head
 from causalrn.training.config_errors import one_line
 from causalrn.training.config_files import ConfigParser
 from causalrn.training.data_folders import STARTED_IN, placed_folders
+from causalrn.training.former import upgraded_arguments
 from causalrn.training.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.training.module import LanguageModelModule
 from causalrn.training.resume import OF_A_START, flag_value, name_for_children, plan_start, with_base_config
@@ -88,7 +89,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self.arguments = with_underscores(sys.argv[1:] if args is None else args)
+        self.arguments = upgraded_arguments(with_underscores(sys.argv[1:] if args is None else args))
         quiet_libraries()
         super().__init__(
             model_class=LanguageModelModule,

@@ -21,6 +21,7 @@ from causalrn.training.callbacks import progress_bar
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config, read_config
 from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
+from causalrn.training.former import upgraded
 from causalrn.training.module import CopyModule, LanguageModelModule, TextModule
 
 
@@ -180,7 +181,7 @@ def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict
         ValueError: neither has any, or the checkpoint's shards are not where it names them.
     """
     if options.data:
-        config = read_config(options.data)
+        config = upgraded(read_config(options.data))
         origin = str(options.data)
     else:
         config = checkpoint.get("config", {})

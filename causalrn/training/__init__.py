@@ -1,1 +1,20 @@
 """Everything that knows Lightning: the module, the Trainer, checkpoints, loggers, callbacks and strategies."""
+
+from typing import Any
+
+# Where the public classes are. They are imported when they are used: signals.py must run before Lightning is imported.
+_HOMES = {
+    "CopyModule": "module",
+    "LanguageModelModule": "module",
+    "TextModule": "module",
+    "Trainer": "trainer",
+}
+__all__ = [*_HOMES]  # noqa: PLE0604 - names, each of which __getattr__ finds
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -14,6 +14,7 @@ import torch
 from causalrn.models import LanguageModel, build, describe
 from causalrn.system import replacing
 from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
+from causalrn.training.former import upgraded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
@@ -36,7 +37,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = named_checkpoint(path)
     if path.is_dir():
-        return read_sharded(path)
+        return upgraded_checkpoint(read_sharded(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -46,6 +47,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {path} is of another program: want one with the keys network and state_dict"
         )
+    return upgraded_checkpoint(checkpoint)
+
+
+def upgraded_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a former version wrote, in the present form."""
+    if "config" in checkpoint:
+        checkpoint["config"] = upgraded(checkpoint["config"])
     return checkpoint
 
 
@@ -90,7 +98,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 def read_head(path: Path) -> dict[str, Any]:
     """A checkpoint's content, of a folder without its shards."""
-    return read_content(path) if path.is_dir() else read_checkpoint(path)
+    return upgraded_checkpoint(read_content(path)) if path.is_dir() else read_checkpoint(path)
 
 
 def read_training(path: Path) -> dict[str, Any]:

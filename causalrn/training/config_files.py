@@ -10,6 +10,8 @@ import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch.cli import LightningArgumentParser
 
+from causalrn.training.former import upgraded
+
 # How a config is named in a checkout's own folder.
 CHECKOUT_FOLDER = "configs"
 # The values of these keys are mappings, or name a class; everything else of a config is a plain value.
@@ -73,10 +75,14 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if not is_mapping(values):
             path = find_config(values)
+            values = str(path)
             # The parser's own reports do not name the file. A pipe can be read but once.
             if path.is_file():
-                check_sections(path, read_config(path))
-            values = str(path)
+                content = read_config(path)
+                check_sections(path, content)
+                present = upgraded(content)
+                # Text is taken in place of a file's name.
+                values = values if present == content else yaml.safe_dump(present, sort_keys=False)
         super().__call__(parser, cfg, values, option_string)
 
 

@@ -1,0 +1,42 @@
+"""Names of former versions in configs, checkpoints and run folders, and what they are called now."""
+
+import re
+from typing import Any
+
+# A class path that begins with a name on the left begins with the one on the right today.
+FORMER_NAMES = {
+    "causalrn.lit_module": "causalrn.training",
+    "causalrn.callbacks": "causalrn.training.callbacks",
+    "causalrn.strategies": "causalrn.training.strategies",
+    "causalrn.trackers": "causalrn.training.trackers",
+    "causalrn.loggers": "causalrn.training.loggers",
+    "datamodules.copying": "datamodules.tasks.copying",
+    "datamodules.passkey": "datamodules.tasks.passkey",
+    "datamodules.recall": "datamodules.tasks.recall",
+    "datamodules.string_tasks": "datamodules.tasks.string_tasks",
+    "datamodules.tasks.TaskDataModule": "datamodules.tasks.module.TaskDataModule",
+}
+_FORMER = re.compile(rf"(?:{'|'.join(map(re.escape, FORMER_NAMES))})(?=\.|$)")
+
+
+def current_name(path: str) -> str:
+    """The present path of a class."""
+    return _FORMER.sub(lambda found: FORMER_NAMES[found[0]], path, count=1) if _FORMER.match(path) else path
+
+
+def upgraded(config: Any) -> Any:
+    """A config as plain data, with every class by its present path."""
+    if isinstance(config, dict):
+        return {key: upgraded(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [upgraded(value) for value in config]
+    return current_name(config) if isinstance(config, str) else config
+
+
+def upgraded_arguments(arguments: list[str]) -> list[str]:
+    """A command line with every class by its present path, also after an equals sign."""
+    return [
+        flag + equals + current_name(value) if equals else current_name(argument)
+        for argument in arguments
+        for flag, equals, value in [argument.partition("=") if argument.startswith("--") else ("", "", "")]
+    ]

@@ -1,0 +1,64 @@
+"""Checkpoints and run folders that revision 135e603 wrote load, resume, evaluate and generate as they did."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from causalrn import evaluate, fit, generate
+from causalrn.training.checkpoint import load_network, read_checkpoint
+from causalrn.training.former import current_name, upgraded_arguments
+from tests import ROOT
+
+FORMER = ROOT / "tests" / "former"
+EXPECTED = json.loads((FORMER / "expected.json").read_text())
+# Sums in another order than on the machine that wrote them.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(params=["copy", "text"])
+def run_dir(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(FORMER / request.param, tmp_path / request.param, symlinks=True)
+    # The config names its shards relative to the folder that training was started in.
+    shutil.copytree(FORMER / "tokens", tmp_path / "shards")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / request.param
+
+
+def test_a_network_computes_what_it_did(run_dir: Path) -> None:
+    with torch.no_grad():
+        logits = load_network(run_dir)(torch.arange(8)[None])
+    expected = torch.tensor(EXPECTED[run_dir.name]["logits"])
+    torch.testing.assert_close(logits[0, -1, :8], expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_run_goes_on_as_it_did(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit.main(["--resume", str(run_dir), "--trainer.max_steps", "8"])
+    assert "step 4\n" in capsys.readouterr().out
+    loss = json.loads((run_dir / "results.json").read_text())["metrics"]["val/loss"]
+    assert loss == pytest.approx(EXPECTED[run_dir.name]["val/loss after 8 steps"], abs=TOLERANCE)
+    assert read_checkpoint(run_dir)["global_step"] == 8
+
+
+def test_it_is_evaluated_and_generates(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loss = json.loads((run_dir / "results.json").read_text())["metrics"]["val/loss"]
+    evaluate.main(["--checkpoint", str(run_dir), "--accelerator", "cpu"])
+    (found,) = run_dir.glob("evaluation-*.json")
+    assert json.loads(found.read_text())["metrics"]["val/loss"] == pytest.approx(loss, abs=TOLERANCE)
+    capsys.readouterr()
+    generate.main(["--checkpoint", str(run_dir), "--prompt", "abcd", "--max-tokens", "4", "--seed", "1"])
+    assert capsys.readouterr().out
+
+
+def test_former_names_are_taken_on_the_command_line() -> None:
+    assert current_name("causalrn.lit_module.TextModule") == "causalrn.training.TextModule"
+    assert current_name("causalrn.lit_modules.Mine") == "causalrn.lit_modules.Mine"
+    given = ["--trainer.callbacks+=causalrn.callbacks.Norms", "--data", "datamodules.tasks.TaskDataModule"]
+    names = [
+        "--trainer.callbacks+=causalrn.training.callbacks.Norms",
+        "--data",
+        "datamodules.tasks.module.TaskDataModule",
+    ]
+    assert upgraded_arguments(given) == names
