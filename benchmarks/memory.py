@@ -169,7 +169,7 @@ def make_config(shape: Shape, form: str, batch_size: int, path: str) -> dict[str
             "gradient_clip_val": 1.0,
             "callbacks": [{"class_path": "benchmarks.memory.PeakMemory", "init_args": {"path": path}}],
         },
-        "model": {"class_path": "causalrn.training.module.CopyModule", "init_args": {"network": network}},
+        "model": {"class_path": "causalrn.training.LanguageModelModule", "init_args": {"network": network}},
         "data": {
             "class_path": "datamodules.tasks.copying.CopyDataModule",
             "init_args": {

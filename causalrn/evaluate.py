@@ -14,7 +14,8 @@ from jsonargparse import ArgumentParser
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.evaluation.codec import codec_of
 from causalrn.evaluation.length_report import draw_ladder, table_rows, write_table
-from causalrn.evaluation.lengths import Bounds, climb, is_text
+from causalrn.evaluation.lengths import Bounds, climb
+from causalrn.evaluation.metrics import is_text
 from causalrn.reporting.terminal import print_results
 from causalrn.system import check_options, environment, optional_module, write_json
 from causalrn.training.callbacks import progress_bar
@@ -22,7 +23,7 @@ from causalrn.training.checkpoint import named_checkpoint, network_from, read_ch
 from causalrn.training.config_files import find_config, read_config
 from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
 from causalrn.training.former import upgraded
-from causalrn.training.module import CopyModule, LanguageModelModule, TextModule
+from causalrn.training.module import LanguageModelModule
 
 
 def main(args: list[str] | None = None) -> None:
@@ -49,8 +50,6 @@ def main(args: list[str] | None = None) -> None:
 def validate(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
     """The metrics that training logs, on the validation data."""
     data = make_data(data_config(checkpoint, options))
-    # Which metrics apply is the data's to say: text knows how many bytes a token stands for.
-    module_class: type[LanguageModelModule] = TextModule if hasattr(data, "token_bytes") else CopyModule
     network = network_from(checkpoint, options.checkpoint)
     trainer = L.Trainer(
         accelerator=options.accelerator,
@@ -62,7 +61,7 @@ def validate(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[st
         callbacks=[progress_bar()],
     )
     warnings.filterwarnings("ignore", ".*No logger.*")
-    trainer.validate(module_class(network), data, verbose=False)
+    trainer.validate(LanguageModelModule(network), data, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

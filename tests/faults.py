@@ -32,7 +32,7 @@ from causalrn.training import checkpoint_io, signals
 from causalrn.training import trainer as trainer_module
 from causalrn.training.callbacks import FiniteLoss
 from causalrn.training.checkpoint import files_of
-from causalrn.training.module import CopyModule
+from causalrn.training.module import LanguageModelModule
 from tests import ROOT
 from tests.test_fit import CONFIG
 
@@ -123,7 +123,7 @@ def die_in_the_middle(temporary: Path, path: Path, resumable: bool = True) -> No
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class NoisyCopyModule(CopyModule):
+class NoisyCopyModule(LanguageModelModule):
     """Draws random numbers in every step, so that a run depends on the random state of its ranks."""
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
         "accelerator": "cpu",
     },
     "model": {
-        "class_path": "causalrn.training.module.CopyModule",
+        "class_path": "causalrn.training.LanguageModelModule",
         "init_args": {
             "network": {
                 "class_path": "causalrn.models.LanguageModel",

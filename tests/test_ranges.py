@@ -35,7 +35,7 @@ from causalrn.models.decoding import Sampling
 from causalrn.system import check_range
 from causalrn.training.callbacks import FiniteLoss, Heartbeat, PlainProgress, SampleText
 from causalrn.training.loggers import MetricsCSV
-from causalrn.training.module import CopyModule
+from causalrn.training.module import LanguageModelModule
 from causalrn.training.trainer import Trainer
 from datamodules.prepare.packing import PackSettings
 from datamodules.tasks.copying import CopyDataModule
@@ -53,8 +53,8 @@ def network(**settings: Any) -> LanguageModel:
     )
 
 
-def module(**settings: Any) -> CopyModule:
-    return CopyModule(network(), **settings)
+def module(**settings: Any) -> LanguageModelModule:
+    return LanguageModelModule(network(), **settings)
 
 
 @pytest.mark.parametrize(

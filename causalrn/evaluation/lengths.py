@@ -15,12 +15,11 @@ from torchmetrics import Metric
 
 from causalrn.evaluation.metrics import (
     IGNORE_INDEX,
-    CharacterAccuracy,
-    CopyAccuracy,
-    ExactMatch,
     FirstErrors,
     MeanLoss,
     PositionLoss,
+    is_text,
+    validation_metrics,
 )
 from causalrn.ops.context_parallel import active_split, sequence_part, whole_sequence
 from causalrn.system import check_range
@@ -104,11 +103,6 @@ class Ladder:
             (start, stop, sum(rung.position_nats[start:stop]) / max(sum(rung.position_count[start:stop]), 1))
             for start, stop in itertools.pairwise(edges)
         ]
-
-
-def is_text(data: Any) -> bool:
-    """Whether the data is natural text, which has no one right answer."""
-    return hasattr(data, "token_bytes")
 
 
 def powers_of_two(data: LengthData, factor: int) -> list[int]:
@@ -200,16 +194,13 @@ def predict(
 
 
 def make_metrics(data: LengthData, length: int, device: torch.device) -> dict[str, Metric]:
+    metrics = validation_metrics(data)
     if is_text(data):
-        metrics: dict[str, Metric] = {"loss": MeanLoss(), "positions": PositionLoss(data.positions(length))}
+        # The bytes of a block's positions are not counted; its loss is.
+        del metrics["bits_per_byte"]
+        metrics["positions"] = PositionLoss(data.positions(length))
     else:
-        metrics = {
-            "exact_match": ExactMatch(),
-            "character_accuracy": CharacterAccuracy(),
-            "copy_accuracy": CopyAccuracy(),
-            "loss": MeanLoss(),
-            "first_error": FirstErrors(),
-        }
+        metrics["first_error"] = FirstErrors()
     for metric in metrics.values():
         metric.to(device)
         # Ranks that share their sequences hold the same rows, which would count several times.

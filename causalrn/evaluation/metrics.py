@@ -1,6 +1,7 @@
 """Metrics of predicted tokens: copy accuracy as the paper defines it, exact match, first errors, loss, bits per byte."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,9 +85,21 @@ class MeanLoss(MeanOverCount):
 
 
 class BitsPerByte(MeanOverCount):
-    """Summed nats over counted bytes of text, in bits: comparable between tokenizers."""
+    """Summed nats over counted bytes of text, in bits: comparable between tokenizers.
+
+    Args:
+        token_bytes: bytes of text that each token stands for.
+    """
 
     higher_is_better = False
+
+    def __init__(self, token_bytes: Int[Tensor, " V"]) -> None:
+        super().__init__()
+        self.token_bytes = token_bytes
+
+    def bytes_of(self, targets: Int[Tensor, "B T"]) -> Int[Tensor, ""]:
+        """Bytes of text that the targets stand for."""
+        return self.token_bytes.to(targets.device)[targets[targets != IGNORE_INDEX]].sum()
 
     def update(self, nats: Float[Tensor, ""], n_bytes: Int[Tensor, ""] | int) -> None:
         self.add(nats / math.log(2), n_bytes)
@@ -144,6 +157,23 @@ class PositionLoss(Metric):
     def compute(self) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
         """Summed nats and number of targets at each position."""
         return self.nats, self.count
+
+
+def is_text(data: Any) -> bool:
+    """Whether a DataModule's data is natural text, whose tokens stand for bytes and which has no one right answer."""
+    return hasattr(data, "token_bytes")
+
+
+def validation_metrics(data: Any) -> dict[str, Metric]:
+    """What a model is validated by on a DataModule's data, by the last part of the logged name."""
+    if is_text(data):
+        return {"loss": MeanLoss(), "bits_per_byte": BitsPerByte(data.token_bytes)}
+    return {
+        "loss": MeanLoss(),
+        "copy_accuracy": CopyAccuracy(),
+        "exact_match": ExactMatch(),
+        "character_accuracy": CharacterAccuracy(),
+    }
 
 
 def answer_letters(targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

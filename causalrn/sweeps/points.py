@@ -15,7 +15,7 @@ from causalrn.models import describe
 from causalrn.sweeps.grid import Point, Sweep
 from causalrn.training.checkpoint import flatten
 from causalrn.training.config_errors import one_line
-from causalrn.training.module import LanguageModelModule
+from causalrn.training.module import LanguageModelModule, metric_names
 from causalrn.training.trainer_settings import check_settings
 
 # What belongs to one run of a point, not to the point.
@@ -113,7 +113,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
         positions=data.max_tokens,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         network_key=f"{sorted(flatten(describe(network)).items(), key=str)}, {data.max_tokens}",
-        metrics=tuple(module.metric_names(data.val_names)),
+        metrics=tuple(metric_names(data)),
     )
 
 

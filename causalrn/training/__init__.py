@@ -4,9 +4,7 @@ from typing import Any
 
 # Where the public classes are. They are imported when they are used: signals.py must run before Lightning is imported.
 _HOMES = {
-    "CopyModule": "module",
     "LanguageModelModule": "module",
-    "TextModule": "module",
     "Trainer": "trainer",
 }
 __all__ = [*_HOMES]  # noqa: PLE0604 - names, each of which __getattr__ finds

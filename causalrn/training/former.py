@@ -5,6 +5,9 @@ from typing import Any
 
 # A class path that begins with a name on the left begins with the one on the right today.
 FORMER_NAMES = {
+    # Their metrics are the data's now.
+    "causalrn.lit_module.CopyModule": "causalrn.training.LanguageModelModule",
+    "causalrn.lit_module.TextModule": "causalrn.training.LanguageModelModule",
     "causalrn.lit_module": "causalrn.training",
     "causalrn.callbacks": "causalrn.training.callbacks",
     "causalrn.strategies": "causalrn.training.strategies",

@@ -1,7 +1,6 @@
-"""LightningModules: how a language model is trained and which metrics it is validated by."""
+"""The LightningModule: how a language model is trained and validated."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -14,23 +13,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
-from causalrn.evaluation.metrics import (
-    IGNORE_INDEX,
-    BitsPerByte,
-    CharacterAccuracy,
-    CopyAccuracy,
-    ExactMatch,
-    MeanLoss,
-)
+from causalrn.evaluation.metrics import IGNORE_INDEX, BitsPerByte, MeanLoss, validation_metrics
 from causalrn.models import LanguageModel, describe
 from causalrn.ops.context_parallel import mean_over_sequence, sequence_part, whole_sequence
 from causalrn.system import check_range
+from causalrn.training.callbacks.log_steps import is_log_step
 
 
-class LanguageModelModule(L.LightningModule, ABC):
+class LanguageModelModule(L.LightningModule):
     """Trains a language model by next-token cross-entropy with AdamW, linear warm-up and a decay at the end.
 
-    Batches are dicts of `tokens` and `targets`, int64 (B, T), with targets of -100 ignored. The learning rate
+    Batches are dicts of `tokens` and `targets`, int64 (B, T), with targets of -100 ignored. The data decide by which
+    metrics the model is validated (`causalrn.evaluation.metrics.validation_metrics`). The learning rate
     rises linearly over `warmup_steps`, holds its peak until the share `decay_start` of `trainer.max_steps`, and falls to
     `final_learning_rate` at the last step; without one it stays constant (the official copying protocol).
 
@@ -83,24 +77,6 @@ class LanguageModelModule(L.LightningModule, ABC):
         self.description: dict[str, Any] | None = None
         self.val_metrics = nn.ModuleList()
 
-    @abstractmethod
-    def make_metrics(self) -> dict[str, Metric]:
-        """The metrics of one validation set besides the loss, by the last part of their logged name."""
-
-    @abstractmethod
-    def update_metrics(
-        self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
-    ) -> None:
-        """Adds one batch, the most likely tokens and the summed loss, to the metrics of its validation set."""
-
-    def metric_names(self, val_names: list[str]) -> list[str]:
-        """What is logged of validation sets of these names."""
-        return [
-            prefix.format(name)
-            for name in ("loss", *self.make_metrics())
-            for prefix in prefixes_of(val_names)
-        ]
-
     def configure_model(self) -> None:
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
@@ -117,9 +93,9 @@ class LanguageModelModule(L.LightningModule, ABC):
             )
         names = data.val_names if data is not None else ["val"]
         self.val_prefixes = prefixes_of(names)
-        self.val_metrics = nn.ModuleList(
-            nn.ModuleDict({"loss": MeanLoss(), **self.make_metrics()}) for _ in names
-        ).to(self.device)
+        self.val_metrics = nn.ModuleList(nn.ModuleDict(validation_metrics(data)) for _ in names).to(
+            self.device
+        )
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         return self.network(tokens)
@@ -138,7 +114,7 @@ class LanguageModelModule(L.LightningModule, ABC):
         For any other, Lightning's log, which looks through all it knows of the metric, is pure cost: more than that of
         all callbacks together.
         """
-        if self.trainer._logger_connector.should_update_logs:
+        if is_log_step(self.trainer, self.trainer.global_step + 1):
             self.log(name, value, **settings)
 
     def sum_nats(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
@@ -151,9 +127,14 @@ class LanguageModelModule(L.LightningModule, ABC):
         targets = sequence_part(batch["targets"])
         logits = self(sequence_part(batch["tokens"]))
         nats = self.sum_nats(logits.float(), targets)
-        metrics = self.metrics_of(dataloader_idx)
-        metrics["loss"].update(nats, (targets != IGNORE_INDEX).sum())
-        self.update_metrics(metrics, logits.argmax(-1), nats, targets)
+        for metric in self.metrics_of(dataloader_idx).values():
+            if isinstance(metric, MeanLoss):
+                metric.update(nats, (targets != IGNORE_INDEX).sum())
+            elif isinstance(metric, BitsPerByte):
+                metric.update(nats, metric.bytes_of(targets))
+            else:
+                # A string is right as a whole or not at all.
+                metric.update(whole_sequence(logits.argmax(-1)), whole_sequence(targets))
 
     def on_validation_epoch_end(self) -> None:
         for index, prefix in enumerate(self.val_prefixes):
@@ -224,41 +205,11 @@ class LanguageModelModule(L.LightningModule, ABC):
         checkpoint["network"] = self.description or describe(self.network)
 
 
-class CopyModule(LanguageModelModule):
-    """Training on strings to be copied, or any task with one right answer: exact match and accuracies."""
-
-    def make_metrics(self) -> dict[str, Metric]:
-        return {
-            "copy_accuracy": CopyAccuracy(),
-            "exact_match": ExactMatch(),
-            "character_accuracy": CharacterAccuracy(),
-        }
-
-    def update_metrics(
-        self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
-    ) -> None:
-        # A string is right as a whole or not at all.
-        predictions, targets = whole_sequence(predictions), whole_sequence(targets)
-        for name in ("copy_accuracy", "exact_match", "character_accuracy"):
-            metrics[name].update(predictions, targets)
-
-
-class TextModule(LanguageModelModule):
-    """Training on natural text: bits per byte, whatever the tokenizer."""
-
-    def make_metrics(self) -> dict[str, Metric]:
-        return {"bits_per_byte": BitsPerByte()}
-
-    def update_metrics(
-        self, metrics: dict[str, Metric], predictions: Tensor, nats: Tensor, targets: Tensor
-    ) -> None:
-        metrics["bits_per_byte"].update(nats, self.count_bytes(targets))
-
-    def count_bytes(self, targets: Int[Tensor, "B T"]) -> Tensor:
-        """Bytes of text that the targets stand for."""
-        targets = targets[targets != IGNORE_INDEX]
-        token_bytes = attached_data(self).token_bytes
-        return token_bytes.to(targets.device)[targets].sum()
+def metric_names(data: Any) -> list[str]:
+    """What is logged of a DataModule's validation sets."""
+    return [
+        prefix.format(name) for name in validation_metrics(data) for prefix in prefixes_of(data.val_names)
+    ]
 
 
 def prefixes_of(val_names: list[str]) -> list[str]:

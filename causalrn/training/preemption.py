@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 from causalrn.training import signals
+from causalrn.training.callbacks.log_steps import ends_a_step, is_log_step
 from causalrn.training.checkpoint import PREEMPTED
+from causalrn.training.lightning_private import begin_with_validation, validation_follows
 from causalrn.training.random_state import RandomState, gather_random_states, restore_random_state
 
 
@@ -65,21 +66,16 @@ class Preemption(L.Callback):
         if loaded["validation_is_due"]:
             # It may be cut short again.
             self.before_validation = gather_random_states(self.group)
-            # What Lightning does with a checkpoint from within a validation, but from the first batch on.
-            loop = trainer.fit_loop.epoch_loop
-            loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
-            loop.val_loop.restarting = False
+            begin_with_validation(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
         # Within an accumulation, a checkpoint would lose the gradients so far.
-        if loop._should_accumulate():
+        if not ends_a_step(trainer):
             return
         stop = self.any_rank_was_signalled()
-        assert trainer.fit_loop._data_fetcher is not None
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if validation_follows(trainer):
             # The next hook is on_validation_start.
             self.before_validation = gather_random_states(self.group)
         elif stop:
@@ -139,10 +135,10 @@ class Preemption(L.Callback):
             path.unlink(missing_ok=True)
             path.symlink_to((folder / "last.ckpt").readlink())
         trainer.strategy.checkpoint_io.teardown()
-        if trainer.training:
-            # Lightning does so after this hook.
-            trainer._logger_connector.update_train_step_metrics()
         for logger in trainer.loggers:
+            if trainer.training and is_log_step(trainer, trainer.global_step):
+                # Lightning does so after this hook, which does not return.
+                logger.log_metrics(trainer.logged_metrics, step=trainer.global_step - 1)  # pyright: ignore[reportArgumentType]
             logger.finalize("preempted")
         trainer.strategy.barrier("preempted")
         exit_code = 0

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from causalrn.training.callbacks.checkpoints import keeps
 from causalrn.training.checkpoint import commit, partial_name
 from causalrn.training.checkpoint_io import BackgroundCheckpointIO
+from causalrn.training.lightning_private import leave_signals_alone
 from causalrn.training.trainer_settings import arguments_of, check_settings
 
 # Their ranks write one folder together, at once; their own code decides how.
@@ -39,10 +40,7 @@ class Trainer(L.Trainer):
         """Called once, after construction."""
         if not isinstance(self.strategy, WRITE_FOLDERS):
             self.strategy.checkpoint_io = BackgroundCheckpointIO()
-        # Lightning's handler of SIGTERM runs a collective inside the handler, which can meet another one.
-        self._signal_connector.register_signal_handlers = lambda: None
-        # What that handler needs: a broadcast before every batch, which a device is waited for.
-        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        leave_signals_alone(self)
         # Callbacks that save into one folder may give a file the same name, and each removes what it does not keep.
         remove = self.strategy.remove_checkpoint
 

@@ -63,7 +63,7 @@ def test_uneven_batches_weigh_by_their_size() -> None:
 
 
 def test_losses_are_ratios_of_sums() -> None:
-    loss, bits = MeanLoss(), BitsPerByte()
+    loss, bits = MeanLoss(), BitsPerByte(torch.tensor([1, 1]))
     for nats, tokens in ((6.0, 3), (1.0, 1)):
         loss.update(torch.tensor(nats), tokens)
         bits.update(torch.tensor(nats), torch.tensor(2 * tokens))

@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config: dict[str, Any] = {
         "trainer": {**CONFIG["trainer"], "limit_val_batches": 1},
         "model": {
-            "class_path": "causalrn.training.module.TextModule",
+            "class_path": "causalrn.training.LanguageModelModule",
             "init_args": {"network": {"class_path": "causalrn.models.LanguageModel", "init_args": network}},
         },
         "data": {

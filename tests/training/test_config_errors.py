@@ -83,7 +83,10 @@ def test_a_file_is_named(
         ),
         ([f"--{MIXER}", "Nonsense"], f"{MIXER}: got 'Nonsense', want the path of a class"),
         # What constructors say.
-        (["--model.init_args.learning_rate", "-1"], "CopyModule: learning_rate must be at least 0: got -1.0"),
+        (
+            ["--model.init_args.learning_rate", "-1"],
+            "LanguageModelModule: learning_rate must be at least 0: got -1.0",
+        ),
         (
             ["--model.init_args.network.init_args.n_layers", "0"],
             "LanguageModel: n_layers must be at least 1: got 0",

@@ -53,7 +53,7 @@ def test_it_is_evaluated_and_generates(run_dir: Path, capsys: pytest.CaptureFixt
 
 
 def test_former_names_are_taken_on_the_command_line() -> None:
-    assert current_name("causalrn.lit_module.TextModule") == "causalrn.training.TextModule"
+    assert current_name("causalrn.lit_module.TextModule") == "causalrn.training.LanguageModelModule"
     assert current_name("causalrn.lit_modules.Mine") == "causalrn.lit_modules.Mine"
     given = ["--trainer.callbacks+=causalrn.callbacks.Norms", "--data", "datamodules.tasks.TaskDataModule"]
     names = [

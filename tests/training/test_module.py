@@ -11,13 +11,13 @@ import pytest
 from causalrn.cli import quiet_libraries
 from causalrn.models import LanguageModel, LinearRelation
 from causalrn.training.loggers import MetricsCSV, read_metrics
-from causalrn.training.module import CopyModule, LanguageModelModule
+from causalrn.training.module import LanguageModelModule
 from datamodules.tasks.copying import CopyDataModule
 
 
 def factors(max_steps: int, **settings: Any) -> list[float]:
     network = LanguageModel(LinearRelation(4, 4), 5, n_layers=1, max_length=4)
-    module = CopyModule(network, learning_rate=2.0, warmup_steps=4, **settings)
+    module = LanguageModelModule(network, learning_rate=2.0, warmup_steps=4, **settings)
     # Lightning lets a module have a trainer-like object only through its own attribute.
     module._trainer = SimpleNamespace(max_steps=max_steps)  # type: ignore[assignment]
     return [module.learning_rate_factor()(step) for step in range(max_steps + 1)]
@@ -55,7 +55,9 @@ class UsedRates(L.Callback):
 def test_the_rate_of_the_step_is_logged_with_it(accumulated: int, tmp_path: Path) -> None:
     quiet_libraries()
     network = LanguageModel(LinearRelation(4, 4), vocab_size=29, n_layers=1, max_length=10)
-    module = CopyModule(network, learning_rate=0.5, warmup_steps=3, final_learning_rate=0.0, decay="linear")
+    module = LanguageModelModule(
+        network, learning_rate=0.5, warmup_steps=3, final_learning_rate=0.0, decay="linear"
+    )
     used = UsedRates()
     trainer = L.Trainer(
         max_steps=8,
@@ -76,16 +78,6 @@ def test_the_rate_of_the_step_is_logged_with_it(accumulated: int, tmp_path: Path
     for row in rows:
         assert row["train/learning_rate"] == pytest.approx(0.5 * factor(int(row["step"])))
         assert row["train/learning_rate"] == pytest.approx(used.rates[int(row["step"])])
-
-
-def test_a_module_without_metrics_cannot_be_made() -> None:
-    class Half(LanguageModelModule):
-        def make_metrics(self) -> dict:
-            return {}
-
-    network = LanguageModel(LinearRelation(4, 4), 5, n_layers=1, max_length=4)
-    with pytest.raises(TypeError, match="abstract.*update_metrics"):
-        Half(network)  # pyright: ignore[reportAbstractUsage]
 
 
 def test_a_wrong_share_is_named() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from causalrn.training.lightning_private import save_last_step
+
 
 class Checkpoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint with defaults for runs that may die at any moment.
@@ -28,8 +30,7 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        save_last_step(self, trainer)
 
 
 def settle(callback: ModelCheckpoint) -> None:

@@ -11,7 +11,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.trainer.states import TrainerFn
 
 from causalrn.evaluation.length_report import draw_ladder, read_table, table_rows, write_table
-from causalrn.evaluation.lengths import Bounds, Ladder, climb, is_text, powers_of_two
+from causalrn.evaluation.lengths import Bounds, Ladder, climb, powers_of_two
+from causalrn.evaluation.metrics import is_text
 from causalrn.system import check_range
 
 TABLE = "length_extrapolation.csv"

@@ -4,13 +4,20 @@ from typing import Any
 
 import lightning as L
 
+from causalrn.training.lightning_private import (
+    count_logged_step,
+    count_saved_step,
+    validation_follows,
+    wait_for_no_validation,
+)
+
 
 class ResumedLoops(L.Callback):
     """Makes a resumed run count epochs, call their hooks and number logged steps as the undisturbed run does.
 
     A checkpoint holds the counters as they were in the hook that saved it. Lightning (2.6) goes on rightly from the end
     of a validation. From other hooks it counts an epoch twice that was over, or one that `max_steps` only cut short, or
-    takes one more batch in an epoch that was over without a validation. All private names of the loops that this needs are used here.
+    takes one more batch in an epoch that was over without a validation.
     """
 
     def __init__(self) -> None:
@@ -22,7 +29,7 @@ class ResumedLoops(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         loops = checkpoint["loops"]["fit_loop"]
-        state, batches = loops["epoch_loop.state_dict"], loops["epoch_loop.batch_progress"]
+        batches = loops["epoch_loop.batch_progress"]
         epochs = [loops["epoch_progress"][part] for part in ("total", "current")]
         current = batches["current"]
         if not current["ready"]:
@@ -39,7 +46,7 @@ class ResumedLoops(L.Callback):
             current["ready"] % trainer.accumulate_grad_batches == 0 or batches["is_last_batch"]
         ):
             # Lightning counts a step for the loggers only after its validation.
-            state["_batches_that_stepped"] += 1
+            count_saved_step(loops)
         for part in (batches["total"], current):
             part["completed"] = part["ready"]
         self.between_epochs = ended and batches["is_last_batch"]
@@ -54,15 +61,13 @@ class ResumedLoops(L.Callback):
         if not resumed:
             return
         loop = trainer.fit_loop.epoch_loop
-        assert trainer.fit_loop._data_fetcher is not None
         if self.between_epochs:
             loop.restarting = False
-        elif loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        elif validation_follows(trainer):
             # Added again by the loop, after it has run this validation or left it out.
-            loop._batches_that_stepped -= 1
+            count_logged_step(trainer, -1)
         elif loop.batch_progress.is_last_batch:
-            # The loop waits for a validation before it ends the epoch, and there is none.
-            loop.val_loop._has_run = True
+            wait_for_no_validation(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop = trainer.fit_loop.epoch_loop

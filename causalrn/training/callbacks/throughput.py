@@ -38,7 +38,6 @@ class Throughput(L.Callback):
         check_range(self, "(0, inf)", peak_flops=peak_flops, peak_exps=peak_exps)
         self.peak_flops = peak_flops
         self.peak_exps = peak_exps
-        self.waiting = WaitingClock()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = pl_module.device
@@ -50,18 +49,24 @@ class Throughput(L.Callback):
         self.flops_peak = self.peak_flops or peak_flops(device, str(trainer.precision))
         self.exps_peak = self.peak_exps or peak_exps(device)
         self.costs: dict[int, Cost] = {}
-        self.waiting.attach(trainer.profiler)  # pyright: ignore[reportAttributeAccessIssue]
+        self.waiting = WaitingClock(trainer.profiler)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.profiler = self.waiting  # pyright: ignore[reportAttributeAccessIssue]
         self.run_seconds = time.perf_counter()
         self.run_step = trainer.global_step
         self.start(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.waiting.detach()
+        self.stop_watching(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self.waiting.detach()
+        self.stop_watching(trainer)
+
+    def stop_watching(self, trainer: L.Trainer) -> None:
+        # An exception may come before training begins.
+        if isinstance(profiler := trainer.profiler, WaitingClock):  # pyright: ignore[reportAttributeAccessIssue]
+            trainer.profiler = profiler.inner  # pyright: ignore[reportAttributeAccessIssue]
 
     def start(self, trainer: L.Trainer) -> None:
         self.since_seconds = time.perf_counter()
@@ -134,38 +139,30 @@ def why_without_cost(network: object) -> str:
     return ""
 
 
-class WaitingClock:
-    """Adds up the seconds that the training loop spends waiting for batches: what Lightning tells its profilers."""
+class WaitingClock(Profiler):
+    """Adds up the seconds that the training loop waits for batches, as Lightning tells its profilers.
+
+    Args:
+        inner: the Trainer's own profiler, which goes on hearing of everything.
+    """
 
     ACTION = "train_dataloader_next"
 
-    def __init__(self) -> None:
+    def __init__(self, inner: Profiler) -> None:
+        super().__init__(inner.dirpath, inner.filename)
+        self.inner = inner
         self.seconds = 0.0
         self.began = 0.0
-        self.profiler: Profiler | None = None
 
-    def attach(self, profiler: Profiler) -> None:
-        start, stop = profiler.start, profiler.stop
+    def start(self, action_name: str) -> None:
+        if action_name.endswith(self.ACTION):
+            self.began = time.perf_counter()
+        self.inner.start(action_name)
 
-        def timed_start(action_name: str) -> None:
-            if action_name.endswith(self.ACTION):
-                self.began = time.perf_counter()
-            start(action_name)
-
-        def timed_stop(action_name: str) -> None:
-            stop(action_name)
-            if action_name.endswith(self.ACTION):
-                self.seconds += time.perf_counter() - self.began
-
-        # On this object alone, over the methods of its class.
-        vars(profiler).update(start=timed_start, stop=timed_stop)
-        self.profiler = profiler
-
-    def detach(self) -> None:
-        if self.profiler is not None:
-            for name in ("start", "stop"):
-                vars(self.profiler).pop(name, None)
-            self.profiler = None
+    def stop(self, action_name: str) -> None:
+        self.inner.stop(action_name)
+        if action_name.endswith(self.ACTION):
+            self.seconds += time.perf_counter() - self.began
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
 from causalrn.system import check_range, optional_module
+from causalrn.training.callbacks.log_steps import ends_a_step
 from causalrn.training.strategies.zero_restore import restore_whole
 
 
@@ -39,7 +40,7 @@ class ZeroPrecision(DeepSpeedPrecision):
         self, tensor: Tensor, model: L.LightningModule, optimizer: Steppable | None, *args: Any, **kwargs: Any
     ) -> None:
         engine = engine_of(model)
-        is_boundary = not model.trainer.fit_loop._should_accumulate()
+        is_boundary = ends_a_step(model.trainer)
         engine.set_gradient_accumulation_boundary(is_boundary)
         # Lightning has divided the loss by the number of accumulated batches already.
         engine.backward(tensor, *args, scale_wrt_gas=False, **kwargs)

@@ -19,7 +19,7 @@ from causalrn.models import LanguageModel, LinearRelation
 from causalrn.training.callbacks import LengthExtrapolation
 from causalrn.training.checkpoint import read_checkpoint
 from causalrn.training.loggers import read_metrics
-from causalrn.training.module import CopyModule
+from causalrn.training.module import LanguageModelModule
 from datamodules.tasks.copying import CopyDataModule
 from tests import ROOT
 from tests.test_fit import CONFIG, error_of
@@ -119,7 +119,9 @@ def test_every_run_ends_with_its_ladder(tmp_path: Path) -> None:
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    module = CopyModule(LanguageModel(LinearRelation(8, 8), vocab_size=29, n_layers=1, max_length=40))
+    module = LanguageModelModule(
+        LanguageModel(LinearRelation(8, 8), vocab_size=29, n_layers=1, max_length=40)
+    )
     data = CopyDataModule(length=8, batch_size=4, batches_per_epoch=2)
     trainer.fit(module, data)
     assert [row["length"] for row in read_table(tmp_path / "run" / "length_extrapolation.csv")] == ["8", "16"]
@@ -153,7 +155,7 @@ def test_mistakes_get_one_line(
 def test_data_without_lengths_is_refused() -> None:
     trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[LengthExtrapolation()])
     with pytest.raises(ValueError, match="samples of any length: got NoneType"):
-        LengthExtrapolation().setup(trainer, CopyModule(torch.nn.Identity()), "fit")  # pyright: ignore[reportArgumentType]
+        LengthExtrapolation().setup(trainer, LanguageModelModule(torch.nn.Identity()), "fit")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from causalrn.models import LanguageModel, LinearRelation
 from causalrn.training.callbacks import Norms
 from causalrn.training.callbacks.norms import block_of, norms
 from causalrn.training.loggers import MetricsCSV, read_metrics
-from causalrn.training.module import CopyModule
+from causalrn.training.module import LanguageModelModule
 from datamodules.tasks.copying import CopyDataModule
 
 
@@ -62,7 +62,7 @@ def test_norms_are_those_of_the_step(clip: float | None, tmp_path: Path) -> None
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(CopyModule(network), CopyDataModule(batch_size=4, length=8, batches_per_epoch=8))
+    trainer.fit(LanguageModelModule(network), CopyDataModule(batch_size=4, length=8, batches_per_epoch=8))
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows] == [1, 3]
     assert [step["copied"] for step in watch.steps] == [False, True, False, True]

@@ -93,7 +93,7 @@ def test_a_shard_of_one_batch_is_not_trained_on_a_fifth(tmp_path: Path) -> None:
     }
     seen = run(
         tmp_path,
-        "--model=causalrn.training.module.TextModule",
+        "--model=causalrn.training.LanguageModelModule",
         "--model.init_args.network.init_args.vocab_size=256",
         data=data,
         max_steps=2,
