@@ -225,7 +225,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = Lock(run_dir / ".lock", f"run folder {run_dir}")
+        lock = Lock(run_lock(run_dir), f"run folder {run_dir}")
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(
@@ -238,6 +238,11 @@ def hold(run_dir: Path) -> Iterator[None]:
         # A run that failed before it left anything leaves no folder either.
         with suppress(OSError):
             run_dir.rmdir()
+
+
+def run_lock(run_dir: Path) -> Path:
+    """The lock file of a run folder."""
+    return run_dir / ".lock"
 
 
 def with_underscores(arguments: list[str]) -> list[str]:

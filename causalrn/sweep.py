@@ -2,7 +2,6 @@
 
 import argparse
 import fnmatch
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,12 @@ from rich.table import Table
 
 from causalrn import fit
 from causalrn.cli import quiet_libraries, run_command
-from causalrn.sweeps.folder import SweepFolder, read_results
+from causalrn.sweeps.folder import SweepFolder
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
 from causalrn.sweeps.local import LocalRunner
-from causalrn.sweeps.points import Plan, StepTimer, plan_points
-from causalrn.sweeps.record import file_table
+from causalrn.sweeps.points import Plan, plan_points
 from causalrn.sweeps.slurm import write_script
 from causalrn.sweeps.table import collect, print_table, wide_console, write_table
-from causalrn.sweeps.view import duration, progress_view
 from causalrn.system import check_options
 from causalrn.training.allocator import keep_freed_memory
 from causalrn.training.config_files import find_config
@@ -36,12 +33,12 @@ def main(args: list[str] | None = None) -> None:
         run_point(sweep, folder, options.point)
         return
     if options.collect:
-        show_table(sweep, folder, options.record)
+        show_table(sweep, folder)
         return
     chosen = choose_points(sweep, folder, options.only, options.retry_failed)
     plans = plan_points(sweep)
     if options.dry_run:
-        dry_run(sweep, folder, plans, chosen, options.jobs)
+        dry_run(sweep, folder, plans, chosen)
         return
     with folder.lock():
         folder.check_settings(
@@ -51,7 +48,7 @@ def main(args: list[str] | None = None) -> None:
             script = write_script(sweep, folder, chosen, options.jobs, options.sbatch)
             print(f"{len(chosen)} points; submit them with: sbatch {script}")
             return
-        run_here(sweep, folder, chosen, options.jobs, options.record)
+        run_here(sweep, folder, chosen, options.jobs)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -70,8 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="PATTERN", help="only points of this name, as 'model=*,seed=1'"
     )
     parser.add_argument("--retry-failed", action="store_true", help="run only the points that failed")
-    parser.add_argument("--dry-run", action="store_true", help="print the points and their estimated cost")
-    parser.add_argument("--record", type=Path, help="folder to file the table in as a dated benchmark")
+    parser.add_argument("--dry-run", action="store_true", help="print the points, and what they train on")
     parser.add_argument("--collect", action="store_true", help="only write and print the table")
     parser.add_argument(
         "--slurm", action="store_true", help="write an sbatch script that runs the points as a job array"
@@ -114,45 +110,30 @@ def choose_points(
     return chosen
 
 
-def dry_run(sweep: Sweep, folder: SweepFolder, plans: list[Plan], chosen: list[Point], jobs: int) -> None:
-    """Prints every point and what it costs: by the steps of finished runs of its cost, else by one timed step."""
-    timer = StepTimer(sweep)
-    measured: dict[str, float] = {}
-    for point, plan in zip(sweep.points, plans, strict=True):
-        results = read_results(folder.run_dir(point))
-        if results and results.get("step") and results.get("seconds"):
-            measured[plan.network_key] = results["seconds"] / results["step"]
+def dry_run(sweep: Sweep, folder: SweepFolder, plans: list[Plan], chosen: list[Point]) -> None:
+    """Prints every point, and what it trains on."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("#", "point", "state", "steps", "parameters", "tokens", "about"):
+    for name in ("#", "point", "state", "steps", "parameters", "tokens"):
         table.add_column(name, justify="left" if name in ("point", "state") else "right")
-    seconds_left = 0.0
     for point, plan in zip(sweep.points, plans, strict=True):
-        state = folder.state(point)
-        per_step = measured.get(plan.network_key) or timer.step_seconds(point, plan)
-        seconds = per_step * plan.steps
-        seconds_left += seconds * (point in chosen)
         counts = (f"{plan.steps:,}", f"{plan.parameters:,}", f"{plan.tokens:,}")
-        table.add_row(str(point.index), point.name, state, *counts, duration(seconds))
+        table.add_row(str(point.index), point.name, folder.state(point), *counts)
     wide_console().print(table)
-    print(
-        f"{len(chosen)} of {len(sweep.points)} points to run, {jobs} at a time: about {duration(seconds_left)} of "
-        f"training on this machine ({timer.device.type}), at most: a run may stop early"
-    )
+    print(f"{len(chosen)} of {len(sweep.points)} points to run")
 
 
-def run_here(sweep: Sweep, folder: SweepFolder, chosen: list[Point], jobs: int, record: Path | None) -> None:
+def run_here(sweep: Sweep, folder: SweepFolder, chosen: list[Point], jobs: int) -> None:
     finished = sum(folder.state(point) == "finished" for point in sweep.points)
     print(
         f"{len(chosen)} points to run, {finished} of {len(sweep.points)} finished; folder {folder.path}",
         flush=True,
     )
     try:
-        with progress_view() as view:
-            LocalRunner(folder, chosen, jobs, view).run()
+        LocalRunner(folder, chosen, jobs).run()
     finally:
         # Ended before anything was started, there is nothing to show.
         if any(folder.state(point) != "new" for point in sweep.points):
-            show_table(sweep, folder, record)
+            show_table(sweep, folder)
     if any(folder.failure(point).exists() for point in sweep.points):
         raise SystemExit(1)
 
@@ -174,22 +155,20 @@ def run_point(sweep: Sweep, folder: SweepFolder, index: int) -> None:
         fit.main(folder.arguments(point))
         return
     folder.prepare()
-    lock = folder.lock_point(point)
-    if lock is None:
+    if folder.is_running(point):
         raise ValueError(f"point {point.name} is run by another process already")
     folder.failure(point).unlink(missing_ok=True)
     keep_freed_memory()
-    with lock:
-        try:
-            fit.main(folder.arguments(point))
-        except Exception as error:
-            lines = "".join(traceback.format_exception_only(error)).strip()
-            folder.failure(point).write_text(f"{type(error).__name__}\n{lines}\n")
-            raise
+    try:
+        fit.main(folder.arguments(point))
+    except Exception as error:
+        lines = "".join(traceback.format_exception_only(error)).strip()
+        folder.failure(point).write_text(f"{type(error).__name__}\n{lines}\n")
+        raise
 
 
 @rank_zero_only
-def show_table(sweep: Sweep, folder: SweepFolder, record: Path | None) -> None:
+def show_table(sweep: Sweep, folder: SweepFolder) -> None:
     """Writes and prints the table, and lists what failed with its last lines.
 
     Raises:
@@ -198,8 +177,7 @@ def show_table(sweep: Sweep, folder: SweepFolder, record: Path | None) -> None:
     rows = collect(sweep, folder)
     if all(row["state"] == "new" for row in rows):
         raise ValueError(f"{folder.path} has no results yet: none of the {len(rows)} points was started")
-    paths = write_table(rows, folder.path)
-    paths += file_table(sweep, folder, rows, record) if record is not None else []
+    path = write_table(rows, folder.path)
     print_table(rows, sweep.axes)
     failed = [point for point in sweep.points if folder.state(point) == "failed"]
     for point in failed:
@@ -208,7 +186,7 @@ def show_table(sweep: Sweep, folder: SweepFolder, record: Path | None) -> None:
         print("\n".join(f"    {line}" for line in lines))
     if failed:
         print(f"{len(failed)} failed; run them again with --retry-failed, or one with --only NAME")
-    print(f"table in {', '.join(str(path) for path in paths)}", file=sys.stdout, flush=True)
+    print(f"table in {path}", flush=True)
 
 
 if __name__ == "__main__":

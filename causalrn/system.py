@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from datamodules.errors import optional_module
-from datamodules.files import Lock, replacing, write_atomically, write_json
+from datamodules.files import Lock, is_locked, replacing, write_atomically, write_json
 from datamodules.ranges import check_options, check_range
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "format_bytes",
     "git",
     "git_revision",
+    "is_locked",
     "optional_module",
     "replacing",
     "write_atomically",

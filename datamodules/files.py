@@ -141,6 +141,22 @@ def try_lock(path: Path) -> int | None:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether any process, this one included, holds a lock; nothing is changed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def holder() -> dict[str, Any]:
     """Who this process is, for the text of a lock file."""
     return {

@@ -159,21 +159,32 @@ class PositionLoss(Metric):
         return self.nats, self.count
 
 
+# What a model is validated by, by the last part of the logged name.
+TEXT_METRICS = ("loss", "bits_per_byte")
+TASK_METRICS: dict[str, type[Metric]] = {
+    "loss": MeanLoss,
+    "copy_accuracy": CopyAccuracy,
+    "exact_match": ExactMatch,
+    "character_accuracy": CharacterAccuracy,
+}
+
+
 def is_text(data: Any) -> bool:
     """Whether a DataModule's data is natural text, whose tokens stand for bytes and which has no one right answer."""
-    return hasattr(data, "token_bytes")
+    # Of the class: the attribute itself reads the tokenizer of shards that may not be there yet.
+    return hasattr(type(data), "token_bytes")
+
+
+def metric_names(data: Any) -> list[str]:
+    """What a model is validated by on a DataModule's data."""
+    return list(TEXT_METRICS if is_text(data) else TASK_METRICS)
 
 
 def validation_metrics(data: Any) -> dict[str, Metric]:
-    """What a model is validated by on a DataModule's data, by the last part of the logged name."""
+    """The metrics of one validation set of a DataModule, by `metric_names`."""
     if is_text(data):
         return {"loss": MeanLoss(), "bits_per_byte": BitsPerByte(data.token_bytes)}
-    return {
-        "loss": MeanLoss(),
-        "copy_accuracy": CopyAccuracy(),
-        "exact_match": ExactMatch(),
-        "character_accuracy": CharacterAccuracy(),
-    }
+    return {name: kind() for name, kind in TASK_METRICS.items()}
 
 
 def answer_letters(targets: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

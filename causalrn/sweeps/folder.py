@@ -1,14 +1,14 @@
 """The folder of a sweep: which points are finished, which can resume, which failed, and who works on them."""
 
-import fcntl
 import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
+from causalrn.cli import run_lock
 from causalrn.sweeps.grid import Point
-from causalrn.system import Lock, write_json
+from causalrn.system import Lock, is_locked, write_json
 
 State = Literal["new", "half-written", "unfinished", "failed", "finished"]
 LAST_LINES = 8
@@ -19,7 +19,7 @@ class SweepFolder:
     """Where a sweep keeps its runs and its own notes.
 
         NAME/           run folder of a point, as `causalrn.fit` makes it
-        .sweep/         logs/NAME.log, failed/NAME.txt, locks/NAME, abandoned/, settings.json
+        .sweep/         logs/NAME.log, failed/NAME.txt, abandoned/, settings.json
         results.csv     the table
 
     Args:
@@ -42,7 +42,7 @@ class SweepFolder:
         return self.notes / "failed" / f"{point.name}.txt"
 
     def prepare(self) -> None:
-        for name in ("logs", "failed", "locks", "abandoned"):
+        for name in ("logs", "failed", "abandoned"):
             (self.notes / name).mkdir(parents=True, exist_ok=True)
 
     def state(self, point: Point) -> State:
@@ -53,7 +53,11 @@ class SweepFolder:
             return "failed"
         if has_checkpoint(run_dir):
             return "unfinished"
-        return "half-written" if run_dir.exists() and any(run_dir.iterdir()) else "new"
+        return (
+            "half-written"
+            if run_dir.exists() and any(path.name != run_lock(run_dir).name for path in run_dir.iterdir())
+            else "new"
+        )
 
     def arguments(self, point: Point) -> list[str]:
         """What `causalrn.fit` is called with: to resume where there is a checkpoint, else to start.
@@ -107,21 +111,9 @@ class SweepFolder:
         self.prepare()
         return Lock(self.notes / "lock", f"the sweep in {self.path}")
 
-    def lock_point(self, point: Point) -> IO[str] | None:
-        """An open file that holds the point, also in the processes that inherit it; None where another one does."""
-        file = (self.notes / "locks" / point.name).open("a+")
-        if try_lock(file):
-            return file
-        file.close()
-        return None
-
-
-def try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    def is_running(self, point: Point) -> bool:
+        """Whether a process trains the point: a run holds the lock of its folder."""
+        return is_locked(run_lock(self.run_dir(point)))
 
 
 def has_checkpoint(run_dir: Path) -> bool:

@@ -1,9 +1,7 @@
-"""Checks every point of a sweep before anything starts, and estimates what it costs."""
+"""Checks every point of a sweep before anything starts, and counts what it trains on."""
 
 import contextlib
 import io
-import os
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +9,9 @@ import torch
 from jsonargparse import Namespace
 
 from causalrn.cli import CLI, USER_ERRORS
-from causalrn.models import describe
-from causalrn.sweeps.grid import Point, Sweep
-from causalrn.training.checkpoint import flatten
+from causalrn.sweeps.grid import Sweep
 from causalrn.training.config_errors import one_line
-from causalrn.training.module import LanguageModelModule, metric_names
+from causalrn.training.module import LanguageModelModule, logged_names
 from causalrn.training.trainer_settings import check_settings
 
 # What belongs to one run of a point, not to the point.
@@ -32,7 +28,6 @@ class Plan:
         sequences: per step.
         positions: per sequence.
         parameters: of the network.
-        network_key: equal for points of equal cost per sequence.
         metrics: names that it will log at validation.
     """
 
@@ -41,7 +36,6 @@ class Plan:
     sequences: int
     positions: int
     parameters: int
-    network_key: str
     metrics: tuple[str, ...]
 
     @property
@@ -112,8 +106,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
         sequences=data.batch_size * config.trainer.accumulate_grad_batches,
         positions=data.max_tokens,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        network_key=f"{sorted(flatten(describe(network)).items(), key=str)}, {data.max_tokens}",
-        metrics=tuple(metric_names(data)),
+        metrics=tuple(logged_names(data)),
     )
 
 
@@ -136,39 +129,3 @@ def flat_settings(config: Namespace) -> dict[str, Any]:
 
     walk("", plain)
     return flat
-
-
-class StepTimer:
-    """Seconds per training step of a plan on this machine, from one step of few sequences, timed once per network."""
-
-    def __init__(self, sweep: Sweep, n_sequences: int = 4) -> None:
-        self.n_sequences = n_sequences
-        self.seconds: dict[str, float] = {}
-        self.parser = CLI(list(sweep.points[0].arguments)).parser
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def step_seconds(self, point: Point, plan: Plan) -> float:
-        if plan.network_key not in self.seconds:
-            config = self.parser.parse_args(list(point.arguments))
-            objects: Any = self.parser.instantiate_classes(Namespace(model=config.model))
-            module = objects.model
-            self.seconds[plan.network_key] = self.time_step(module.network.to(self.device), plan)
-        return self.seconds[plan.network_key] * plan.sequences
-
-    def time_step(self, network: torch.nn.Module, plan: Plan) -> float:
-        tokens = torch.zeros(self.n_sequences, plan.positions, dtype=torch.int64, device=self.device)
-        best = float("inf")
-        # The first one sets things up.
-        for _ in range(2):
-            start = time.perf_counter()
-            network(tokens).logsumexp(-1).mean().backward()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
-        return best / self.n_sequences
-
-
-def threads_per_job(jobs: int) -> int:
-    """This machine's cores, divided over the runs at a time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)

@@ -1,8 +1,7 @@
-"""Collects the results of all points into one table: results.csv, and results.parquet where pyarrow is installed."""
+"""Collects the results of all points into one table, results.csv."""
 
 import csv
 import math
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Goal, Sweep
+from causalrn.system import replacing
 from causalrn.training.loggers import read_metrics
 
 Row = dict[str, Any]
@@ -49,27 +49,14 @@ def goal_step(run_dir: Path, goal: Goal, last_step: int | None) -> int | None:
     return next((step if step == last_step else step + 1 for step in steps), None)
 
 
-def write_table(rows: list[Row], folder: Path) -> list[Path]:
-    """Writes the table, each file in one step, and returns what was written."""
-    names = columns(rows)
-    paths = [folder / "results.csv"]
-    temporary = folder / "results.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+def write_table(rows: list[Row], folder: Path) -> Path:
+    """Writes results.csv in one step, and returns its path."""
+    path = folder / "results.csv"
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns(rows))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, paths[0])
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        return paths
-    table = pyarrow.table({name: pyarrow.array([row.get(name) for row in rows]) for name in names})
-    temporary = folder / "results.parquet.tmp"
-    pyarrow.parquet.write_table(table, temporary)
-    paths.append(folder / "results.parquet")
-    os.replace(temporary, paths[1])
-    return paths
+    return path
 
 
 def columns(rows: Iterable[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
-from causalrn.evaluation.metrics import IGNORE_INDEX, BitsPerByte, MeanLoss, validation_metrics
+from causalrn.evaluation.metrics import IGNORE_INDEX, BitsPerByte, MeanLoss, metric_names, validation_metrics
 from causalrn.models import LanguageModel, describe
 from causalrn.ops.context_parallel import mean_over_sequence, sequence_part, whole_sequence
 from causalrn.system import check_range
@@ -205,11 +205,9 @@ class LanguageModelModule(L.LightningModule):
         checkpoint["network"] = self.description or describe(self.network)
 
 
-def metric_names(data: Any) -> list[str]:
+def logged_names(data: Any) -> list[str]:
     """What is logged of a DataModule's validation sets."""
-    return [
-        prefix.format(name) for name in validation_metrics(data) for prefix in prefixes_of(data.val_names)
-    ]
+    return [prefix.format(name) for name in metric_names(data) for prefix in prefixes_of(data.val_names)]
 
 
 def prefixes_of(val_names: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 
 from causalrn.system import check_range
 from causalrn.training.callbacks import Checkpoints, LengthExtrapolation, WholeSteps
-from causalrn.training.module import LanguageModelModule, metric_names
+from causalrn.training.module import LanguageModelModule, logged_names
 
 # Lightning lets these pass, or fails on them after the start; for the others it says itself what it wants.
 RANGES = {
@@ -153,7 +153,7 @@ def check_trainer(trainer: L.Trainer, module: LanguageModelModule, data: Any) ->
     ours = ("causalrn", "datamodules", "lightning")
     if any(type(one).__module__.partition(".")[0] not in ours for one in (module, *callbacks)):
         return
-    names = metric_names(data)
+    names = logged_names(data)
     training = ["train/loss", "train/grad_norm", "train/skipped_steps", "data/skipped_samples"]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
