@@ -108,12 +108,11 @@ def file_record(folder: Path, name: str, record: dict[str, Any]) -> Path:
 
 def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines], y_scale: str = "log") -> None:
     """Draws lines over a shared logarithmic x axis, one panel per y label, into a PNG file."""
-    import matplotlib
+    # Slow to import, and needed by few.
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (y_label, lines) in zip(axes[0], panels.items(), strict=True):
         for label, (x, y) in lines.items():
             axis.plot(x, y, marker="o", markersize=3, label=label)
@@ -125,6 +124,4 @@ def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines], 
         axis.grid(which="both", alpha=0.2)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Shows runs as a page, `python -m causalrn.report RUNS...`, and models and records, `... report pairs|diagnostics|results`."""
+"""Shows runs as a page, `python -m causalrn.report RUNS...`, and the inside of models, `... report pairs|diagnostics`."""
 
 import argparse
 import sys
@@ -6,18 +6,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results as report_results
 from causalrn.cli import quiet_libraries, run_command
 from causalrn.evaluation.codec import Codec, codec_of
 from causalrn.evaluation.pairs import describe_row, draw_pairs, pair_norms
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import check_prompts, generate
-from causalrn.reporting import diagnostics as report_diagnostics
-from causalrn.reporting import run_page as report_runs
+from causalrn.reporting import diagnostics, page
 from causalrn.system import check_options, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 
-VERBS = ("pairs", "diagnostics", "results")
+VERBS = ("pairs", "diagnostics")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -35,8 +33,8 @@ def make_runs_parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=f"Other reports: {', '.join(VERBS)} --help",
     )
-    report_runs.add_arguments(parser)
-    parser.set_defaults(run=report_runs.run)
+    page.add_arguments(parser)
+    parser.set_defaults(run=page.run)
     return parser
 
 
@@ -66,11 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     pairs.set_defaults(run=report_pairs)
     inside = verbs.add_parser("diagnostics", help="what every layer's pairs look like on the validation data")
-    report_diagnostics.add_arguments(inside)
-    inside.set_defaults(run=report_diagnostics.run)
-    results = verbs.add_parser("results", help="a page of Markdown from the records in benchmarks/")
-    report_results.add_arguments(results)
-    results.set_defaults(run=report_results.run)
+    diagnostics.add_arguments(inside)
+    inside.set_defaults(run=diagnostics.run)
     return parser
 
 

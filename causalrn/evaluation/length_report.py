@@ -77,12 +77,11 @@ def draw_ladder(
         title: of the picture.
         context: training context of a text model.
     """
-    import matplotlib
+    # Slow to import, and needed by few.
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     lengths = [rung.length for rung in ladder.rungs]
     # A single length has no width of its own on the axis.
     axis.axvspan(trained[0] / 1.05, trained[1] * 1.05, color="tab:gray", alpha=0.25, label="training")
@@ -110,4 +109,3 @@ def draw_ladder(
     axis.legend(fontsize="small")
     axis.set_title(title)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

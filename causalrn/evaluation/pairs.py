@@ -63,15 +63,12 @@ def contributions(
 
 def draw_pairs(norms: Float[Tensor, "T T"], names: list[str], position: int, title: str, path: Path) -> None:
     """Draws all pairs of a layer as a heat map, and those of one position as bars beside their tokens."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    # Slow to import, and needed by few.
+    from matplotlib.figure import Figure
 
     size = min(14.0, 4 + 0.16 * len(names))
-    figure, (heat, bars) = pyplot.subplots(
-        2, 1, figsize=(size, size + 2.5), height_ratios=(4, 1), layout="constrained"
-    )
+    figure = Figure(figsize=(size, size + 2.5), layout="constrained")
+    heat, bars = figure.subplots(2, 1, height_ratios=(4, 1))
     image = heat.imshow(norms.numpy(), cmap="magma", interpolation="nearest")
     heat.axhline(position, color="tab:cyan", linewidth=0.8)
     heat.set(xlabel="contributing position j", ylabel="receiving position i", title=title)
@@ -88,7 +85,6 @@ def draw_pairs(norms: Float[Tensor, "T T"], names: list[str], position: int, tit
             axis.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
         heat.set_yticks(range(len(names)), names, fontsize=7)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def describe_row(norms: Float[Tensor, "T T"], names: list[str], position: int) -> dict[str, Any]:

@@ -111,14 +111,12 @@ def print_numbers(sets: dict[str, list[dict[str, float]]]) -> None:
 
 def draw(sets: dict[str, list[Pairs]], path: Path, checkpoint: Path) -> None:
     """One row of panels per validation set: both distributions over the layers, and who contributes over length."""
-    import matplotlib
+    # Slow to import, and needed by few.
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(sets), 3, figsize=(13, 3.6 * len(sets)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(13, 3.6 * len(sets)), layout="constrained")
+    axes = figure.subplots(len(sets), 3, squeeze=False)
     for (name, layers), row in zip(sets.items(), axes, strict=True):
         draw_distribution(row[0], [pairs.inverse_std for pairs in layers], layers, "1 / s_ij")
         draw_distribution(row[1], [pairs.largest for pairs in layers], layers, "largest exponent")
@@ -133,7 +131,7 @@ def draw(sets: dict[str, list[Pairs]], path: Path, checkpoint: Path) -> None:
                 pairs.counts().mean(0).cpu(),
                 pairs.effective_positions().mean((0, 1)).cpu(),
                 label=f"layer {index}",
-                color=pyplot.get_cmap("viridis")(index / max(1, len(layers) - 1)),
+                color=colormaps["viridis"](index / max(1, len(layers) - 1)),
             )
         counts = layers[0].counts().mean(0).cpu()
         row[2].plot(counts, counts, color="grey", linestyle=":", label="all equal")
@@ -143,7 +141,6 @@ def draw(sets: dict[str, list[Pairs]], path: Path, checkpoint: Path) -> None:
     figure.suptitle(str(checkpoint), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def draw_distribution(axis: Any, values: list[Tensor | None], layers: list[Pairs], label: str) -> None:

@@ -93,10 +93,8 @@ def check_agreement(run_dir: Path, begins_with: str) -> None:
 
 def draw_curves(run_dir: Path) -> Path:
     """Draws every logged loss and accuracy over steps into curves.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Slow to import, and needed by few.
+    from matplotlib.figure import Figure
 
     rows = read_metrics(run_dir / "metrics.csv")
     names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
@@ -104,7 +102,8 @@ def draw_curves(run_dir: Path) -> Path:
         "loss (nats per token)": [name for name in names if name.split("/")[1] == "loss"],
         "validation": [name for name in names if name.startswith("val/") and name.split("/")[1] != "loss"],
     }
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels))
     for axis, (label, panel) in zip(axes, panels.items(), strict=True):
         for name in panel:
             points = [(row["step"], row[name]) for row in rows if name in row]
@@ -116,5 +115,4 @@ def draw_curves(run_dir: Path) -> Path:
     figure.suptitle(run_dir.name)
     path = run_dir / "curves.png"
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     return path

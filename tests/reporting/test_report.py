@@ -12,8 +12,8 @@ from PIL import Image
 
 from causalrn import report
 from causalrn.reporting import facts, views
+from causalrn.reporting.figures import Chart, draw_panels, spans_decades
 from causalrn.reporting.runs import find_runs
-from causalrn.reporting.svg import Scale, line_chart, thinned
 from tests.test_fit import CONFIG, error_of
 
 MIXERS = {"quadratic": "QuadraticRelation", "transformer": "SoftmaxAttention"}
@@ -172,14 +172,17 @@ def test_figures_are_written_as_png_and_svg(runs: Path, tmp_path: Path) -> None:
         assert len(colours) > 10
 
 
-def test_charts_leave_out_what_is_not_finite() -> None:
+def test_charts_are_drawn_of_what_is_finite(tmp_path: Path) -> None:
     nan = float("nan")
-    assert "nothing finite" in line_chart([("a", [(0, nan)])], {"a": 0}, x_label="step")
-    assert "nan" not in line_chart([("a", [(0, nan), (1, 2.0), (2, float("inf"))])], {"a": 0}, x_label="step")
-    points = [(float(step), 1.0) for step in range(5000)]
-    assert len(thinned(points)) <= 201
-    assert thinned(points)[-1] == points[-1]
-    assert Scale(0, 1, 0, 100, False).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    chart = Chart(
+        "a", "curves", draw_panels({"loss": [("one", [(0, nan), (1, 2.0), (2, 3.0)])]}, ["one"], "step")
+    )
+    text = chart.svg()
+    assert text.startswith("<svg")
+    assert "nan" not in text
+    assert ">one<" in text
+    assert spans_decades([("one", [(0, 1.0), (1, nan), (2, 100.0)])])
+    assert not spans_decades([("one", [(0, 0.0), (1, 100.0)])])
 
 
 @pytest.fixture
@@ -215,28 +218,10 @@ def test_the_page_in_a_browser(browser: Any, runs: Path, tmp_path: Path) -> None
     assert script("return performance.getEntriesByType('resource').length") == 0
     sections = script("return [...document.querySelectorAll('section')].map(s => s.id)")
     assert sections == ["copying", "ablation", "curves", "cost", "runs", "configs", "machines"]
-    assert script("return document.querySelectorAll('#curves .line').length") == 4 * 8
+    # A chart for each of four metrics.
+    assert script("return document.querySelectorAll('#curves svg').length") == 4
+    assert "model=transformer,length=8" in browser.find_element("id", "curves").text
     assert "NVIDIA H200" in browser.find_element("id", "machines").text
-    # A value appears under the pointer.
-    script(
-        "const s = document.querySelector('#curves .plot svg'), b = s.getBoundingClientRect();"
-        "s.dispatchEvent(new PointerEvent('pointermove', {clientX: b.right - 20, clientY: b.top + 20}))"
-    )
-    # The last of the eight rows with a validation value.
-    assert "399: 1" in browser.find_element("css selector", ".tip").text
-    # The legend hides and shows a line everywhere.
-    chip = browser.find_element("css selector", "#curves .chip")
-    chip.click()
-    assert script("return document.querySelectorAll('#curves .line.off').length") == 4
-    chip.click()
-    assert script("return document.querySelectorAll('.off').length") == 0
-    background = "return getComputedStyle(document.body).backgroundColor"
-    for scheme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        assert script(background) == {"light": "rgb(245, 246, 248)", "dark": "rgb(16, 19, 25)"}[scheme]
-    browser.find_element("id", "theme").click()
-    assert script(background) == "rgb(245, 246, 248)"
     # On a phone the page itself never scrolls sideways; wide tables do, inside their frames.
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
