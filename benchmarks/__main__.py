@@ -20,9 +20,9 @@ from benchmarks import relation as bench_relation
 from benchmarks import step as bench_step
 from benchmarks.common import Lines, describe_machine, file_record, plot_panels
 from benchmarks.targets import print_targets
-from causalrn.cli import run_command
 from causalrn.system import check_options
 from causalrn.training.allocator import keep_freed_memory
+from causalrn.training.errors import run_command
 
 FORMS = {"quadratic": bench_quadratic, "linear": bench_linear}
 

@@ -1,22 +1,19 @@
 """What the commands share: the config parser, the run folder, and errors as one clear line."""
 
+import argparse
 import logging
 import os
-import re
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -36,21 +33,16 @@ from causalrn.training.callbacks import (
 )
 from causalrn.training.callbacks.checkpoints import settle
 from causalrn.training.checkpoint import read_head
-from causalrn.training.config_errors import one_line
 from causalrn.training.config_files import ConfigParser
 from causalrn.training.data_folders import STARTED_IN, placed_folders
 from causalrn.training.former import upgraded_arguments
 from causalrn.training.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.training.module import LanguageModelModule
 from causalrn.training.resume import OF_A_START, flag_value, name_for_children, plan_start, with_base_config
-from causalrn.training.signals import EXIT_INTERRUPTED
 from causalrn.training.starts import first_process
 from causalrn.training.trackers import MLflowRun, WandbRun
 from causalrn.training.trainer import Trainer
 from causalrn.training.trainer_settings import as_list, make_profiler, warn_without_effect
-
-USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
-
 
 # Each has flags of its own, as --heartbeat.timeout_seconds 600.
 DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
@@ -89,7 +81,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
-        self.arguments = upgraded_arguments(with_underscores(sys.argv[1:] if args is None else args))
+        self.arguments = upgraded_arguments(respelled(sys.argv[1:] if args is None else args, "-", "_"))
         quiet_libraries()
         super().__init__(
             model_class=LanguageModelModule,
@@ -245,13 +237,21 @@ def run_lock(run_dir: Path) -> Path:
     return run_dir / ".lock"
 
 
-def with_underscores(arguments: list[str]) -> list[str]:
-    """The arguments with the names of flags spelled as the keys of a config are: --run-dir is --run_dir."""
+class Parser(argparse.ArgumentParser):
+    """Of the verbs without a config: flags are taken with underscores too, as `fit` takes hyphens."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(
+            respelled(sys.argv[1:] if args is None else args, "_", "-"), namespace
+        )
+
+
+def respelled(arguments: Sequence[str], old: str, new: str) -> list[str]:
+    """The arguments, with another character within the names of flags: --run-dir is --run_dir."""
     return [
-        re.sub(r"^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), argument)
-        if argument.startswith("--")
-        else argument
+        "--" + name[2:].replace(old, new) + equals + value if name.startswith("--") else argument
         for argument in arguments
+        for name, equals, value in [argument.partition("=")]
     ]
 
 
@@ -273,29 +273,3 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "The dirpath has changed")
     # --resume puts an argument before those of the command line.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """A user's mistake ends the process with one line and exit code 1; CAUSALRN_TRACEBACK=1 shows all of it."""
-    try:
-        yield
-    except USER_ERRORS as error:
-        if os.environ.get("CAUSALRN_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's main function with one-line errors; Ctrl-C ends it with exit code 130."""
-    try:
-        with one_line_errors():
-            main()
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    except SystemExit as stop:
-        # Lightning's own answer to it is exit code 1.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise SystemExit(EXIT_INTERRUPTED) from None
-        raise

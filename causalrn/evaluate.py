@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentParser
 
-from causalrn.cli import quiet_libraries, run_command
+from causalrn.cli import Parser, quiet_libraries
 from causalrn.evaluation.codec import codec_of
 from causalrn.evaluation.length_report import draw_ladder, table_rows, write_table
 from causalrn.evaluation.lengths import Bounds, climb
@@ -22,6 +22,7 @@ from causalrn.training.callbacks import progress_bar
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config, read_config
 from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
+from causalrn.training.errors import run_command
 from causalrn.training.former import upgraded
 from causalrn.training.module import LanguageModelModule
 
@@ -117,7 +118,7 @@ def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[s
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.evaluate", description=__doc__)
+    parser = Parser(prog="python -m causalrn.evaluate", description=__doc__)
     parser.add_argument(
         "--checkpoint",
         type=Path,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from causalrn.cli import quiet_libraries, run_command
+from causalrn.cli import Parser, quiet_libraries
 from causalrn.interop.huggingface.folder import read_folder, write_folder
 from causalrn.interop.official import MODELS, describe_official, from_official
 from causalrn.interop.step_export import INPUTS, OUTPUTS, write_step
@@ -16,6 +16,7 @@ from causalrn.models.short_convolution import mixer_name
 from causalrn.system import replacing
 from causalrn.training.checkpoint import load_network, named_checkpoint, network_from, save_network
 from causalrn.training.consolidate import read_sharded
+from causalrn.training.errors import run_command
 
 
 def main(args: list[str] | None = None) -> None:
@@ -25,7 +26,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.export", description=__doc__)
+    parser = Parser(prog="python -m causalrn.export", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_huggingface(verbs)
     add_import_huggingface(verbs)

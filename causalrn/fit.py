@@ -13,13 +13,14 @@ if __name__ == "__main__":
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from causalrn.cli import CLI, run_command
+from causalrn.cli import CLI
 from causalrn.reporting.terminal import print_results
 from causalrn.system import write_json
 from causalrn.training.allocator import keep_freed_memory
 from causalrn.training.callbacks import Preempted, RunFolder
 from causalrn.training.changes import check_continues, load_weights
 from causalrn.training.checkpoint import PREEMPTED, progress
+from causalrn.training.errors import run_command
 from causalrn.training.history import History
 from causalrn.training.run_folder import draw_curves
 from causalrn.training.starts import first_process

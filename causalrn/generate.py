@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from causalrn.cli import quiet_libraries, run_command
+from causalrn.cli import Parser, quiet_libraries
 from causalrn.evaluation.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import stream
 from causalrn.models.weight_only import store_weights
 from causalrn.system import check_options, format_bytes
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
+from causalrn.training.errors import run_command
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 POOL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +54,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.generate", description=__doc__)
+    parser = Parser(prog="python -m causalrn.generate", description=__doc__)
     parser.add_argument(
         "--checkpoint",
         type=Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from causalrn.cli import quiet_libraries, run_command
+from causalrn.cli import Parser, quiet_libraries
 from causalrn.evaluation.codec import Codec, codec_of
 from causalrn.evaluation.pairs import describe_row, draw_pairs, pair_norms
 from causalrn.models import LanguageModel
@@ -14,6 +14,7 @@ from causalrn.models.decoding import check_prompts, generate
 from causalrn.reporting import diagnostics, page
 from causalrn.system import check_options, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
+from causalrn.training.errors import run_command
 
 VERBS = ("pairs", "diagnostics")
 
@@ -28,7 +29,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def make_runs_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m causalrn.report",
         description=__doc__,
         epilog=f"Other reports: {', '.join(VERBS)} --help",
@@ -39,7 +40,7 @@ def make_runs_parser() -> argparse.ArgumentParser:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.report", description=__doc__)
+    parser = Parser(prog="python -m causalrn.report", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     pairs = verbs.add_parser("pairs", help="heat map: how much each position contributes to each later one")
     pairs.add_argument(

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from causalrn import fit
-from causalrn.cli import quiet_libraries, run_command
+from causalrn.cli import Parser, quiet_libraries
 from causalrn.sweeps.folder import SweepFolder
 from causalrn.sweeps.grid import Point, Sweep, read_sweep
 from causalrn.sweeps.local import LocalRunner
@@ -21,6 +21,7 @@ from causalrn.sweeps.table import collect, print_table, wide_console, write_tabl
 from causalrn.system import check_options
 from causalrn.training.allocator import keep_freed_memory
 from causalrn.training.config_files import find_config
+from causalrn.training.errors import run_command
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,7 +53,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m causalrn.sweep", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python -m causalrn.sweep", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--config",
         type=find_config,

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from causalrn.cli import run_command
 from causalrn.system import git, git_revision, write_json
+from causalrn.training.errors import run_command
 from launch.checks import check, read_config
 from launch.job import Job, shown
 

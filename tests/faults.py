@@ -26,12 +26,12 @@ import yaml
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from causalrn import fit
-from causalrn.cli import run_command
 from causalrn.models import describe
 from causalrn.training import checkpoint_io, signals
 from causalrn.training import trainer as trainer_module
 from causalrn.training.callbacks import FiniteLoss
 from causalrn.training.checkpoint import files_of
+from causalrn.training.errors import run_command
 from causalrn.training.module import LanguageModelModule
 from tests import ROOT
 from tests.test_fit import CONFIG

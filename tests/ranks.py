@@ -52,7 +52,7 @@ def free_port() -> int:
 
 def main(path: Path) -> None:
     from causalrn import fit
-    from causalrn.cli import USER_ERRORS
+    from causalrn.training.errors import USER_ERRORS
 
     outcomes = []
     for job in json.loads(path.read_text()):

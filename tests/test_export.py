@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from causalrn import export
-from causalrn.cli import run_command
 from causalrn.models import LanguageModel, LinearRelation, ShortConvolution, TokenShift
 from causalrn.training.checkpoint import load_network
+from causalrn.training.errors import run_command
 from tests.interop.official_reference import make_state_dict, official_logits
 
 

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from causalrn import evaluate, fit
-from causalrn.cli import run_command
 from causalrn.training.checkpoint import load_network, read_checkpoint
+from causalrn.training.errors import run_command
 from causalrn.training.loggers import read_metrics
 
 CONFIG: dict[str, Any] = {

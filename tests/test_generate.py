@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from causalrn import generate
-from causalrn.cli import run_command
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
 from causalrn.models.decoding import generate as generate_tokens
 from causalrn.training.checkpoint import load_network, save_network
+from causalrn.training.errors import run_command
 
 TEXT = {"TextDataModule": {"task": "text", "tokenizer": {"kind": "bytes"}}, "config": {}}
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from causalrn.cli import CLI, USER_ERRORS
+from causalrn.cli import CLI
 from causalrn.sweeps.grid import Sweep
-from causalrn.training.config_errors import one_line
+from causalrn.training.errors import USER_ERRORS, one_line
 from causalrn.training.module import LanguageModelModule, logged_names
 from causalrn.training.trainer_settings import check_settings
 

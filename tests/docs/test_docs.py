@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.results import results_page
 from causalrn import report
-from causalrn.cli import run_command
+from causalrn.training.errors import run_command
 from tests.commands import ROOT, blocks, run_page
 
 # In this order, in one folder: later pages use the runs of earlier ones.

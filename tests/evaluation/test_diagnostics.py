@@ -13,7 +13,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from causalrn import fit, report
-from causalrn.cli import run_command
 from causalrn.evaluation import diagnostics
 from causalrn.evaluation.diagnostics import Pairs, dispersion, probe, probe_pairs, trained_positions
 from causalrn.evaluation.pairs import pair_norms
@@ -21,6 +20,7 @@ from causalrn.models import LanguageModel, LinearRelation, Mixer, QuadraticRelat
 from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
 from causalrn.training.callbacks import Diagnostics
 from causalrn.training.checkpoint import save_network
+from causalrn.training.errors import run_command
 from causalrn.training.loggers import read_metrics
 from tests.test_fit import CONFIG
 

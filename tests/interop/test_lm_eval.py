@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from causalrn import evaluate
-from causalrn.cli import run_command
 from causalrn.evaluation.codec import LetterCodec, TextCodec
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
 from causalrn.training.checkpoint import load_network, save_network
+from causalrn.training.errors import run_command
 
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
 pytestmark = pytest.mark.slow

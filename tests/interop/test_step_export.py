@@ -10,11 +10,11 @@ import torch
 from torch.testing import assert_close
 
 from causalrn import export
-from causalrn.cli import run_command
 from causalrn.interop.step_export import LinearStep, export_program
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
 from causalrn.models.decoding import generate
 from causalrn.training.checkpoint import save_network
+from causalrn.training.errors import run_command
 
 # torch's own use of its tree specs.
 EXPORTING = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")

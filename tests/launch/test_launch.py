@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from causalrn import fit
-from causalrn.cli import run_command
+from causalrn.training.errors import run_command
 from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare

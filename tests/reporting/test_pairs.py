@@ -9,7 +9,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from causalrn import report
-from causalrn.cli import run_command
 from causalrn.evaluation.pairs import contributions, pair_norms
 from causalrn.models import (
     LanguageModel,
@@ -24,6 +23,7 @@ from causalrn.models import (
 )
 from causalrn.models.decoding import generate
 from causalrn.training.checkpoint import load_network, save_network
+from causalrn.training.errors import run_command
 
 MIXERS = {
     "quadratic": lambda: QuadraticRelation(8, 12, n_heads=2),

@@ -8,11 +8,11 @@ import torch
 import yaml
 
 from causalrn import fit
-from causalrn.cli import run_command
 from causalrn.sweeps.folder import SweepFolder
 from causalrn.sweeps.grid import read_sweep
 from causalrn.sweeps.points import plan_points
 from causalrn.training.checkpoint import load_network, read_checkpoint, save_network
+from causalrn.training.errors import run_command
 from causalrn.training.loggers import read_metrics
 from tests.faults import FAULT, write_config
 from tests.test_fit import CONFIG, error_of

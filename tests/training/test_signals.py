@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from causalrn.cli import run_command
 from causalrn.training import signals
 from causalrn.training.checkpoint import read_checkpoint
+from causalrn.training.errors import run_command
 from tests.faults import FAULT, ROOT, run_starts, start, write_config
 from tests.training.test_crashes import same_weights
 from tests.training.test_preemption import losses

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from causalrn import fit
-from causalrn.cli import run_command
+from causalrn.training.errors import run_command
 from datamodules.prepare.__main__ import main as prepare
 from tests import ROOT
 

@@ -16,7 +16,6 @@ import torch
 from torch.testing import assert_close
 
 from causalrn import export
-from causalrn.cli import run_command
 from causalrn.models import (
     MLP,
     LanguageModel,
@@ -32,6 +31,7 @@ from causalrn.models import (
 )
 from causalrn.models.decoding import generate
 from causalrn.training.checkpoint import load_network, read_checkpoint, save_network
+from causalrn.training.errors import run_command
 from datamodules.tokenizers import BpeTokenizer, CharTokenizer
 
 transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from causalrn import export, fit
-from causalrn.cli import run_command
+from causalrn.training.errors import run_command
 from tests import ROOT
 
 QUICKSTART = [

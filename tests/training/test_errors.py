@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from causalrn import fit
-from causalrn.training.config_errors import one_line
+from causalrn.training.errors import one_line
 from datamodules.text import TextDataModule
 from tests import ROOT
 from tests.test_fit import CONFIG, error_of

@@ -1,6 +1,44 @@
-"""The parser's reports made short: the key, what it got and what it wants, on one line."""
+"""A user's mistake ends a command with one line; the parser's reports are made that short."""
 
+import os
 import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from causalrn.training.signals import EXIT_INTERRUPTED
+
+USER_ERRORS = (ValueError, OSError, MisconfigurationException, ArgumentError)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A user's mistake ends the process with one line and exit code 1; CAUSALRN_TRACEBACK=1 shows all of it."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if os.environ.get("CAUSALRN_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's main function with one-line errors; Ctrl-C ends it with exit code 130."""
+    try:
+        with one_line_errors():
+            main()
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except SystemExit as stop:
+        # Lightning's own answer to it is exit code 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        raise
 
 
 def one_line(message: str) -> str:
