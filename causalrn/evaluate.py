@@ -108,7 +108,7 @@ def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[s
     device = "cuda" if options.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available() else "cpu"
     return evaluate_tasks(
         network.to(device),
-        codec_of(checkpoint, network),
+        codec_of(checkpoint),
         options.tasks.split(","),
         include_path=options.include_path,
         num_fewshot=options.num_fewshot,

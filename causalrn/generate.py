@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
     prompts = read_prompts(options)
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
-    codec = NumberCodec(network.vocab_size) if options.ids else codec_of(checkpoint, network)
+    codec = NumberCodec(network.vocab_size) if options.ids else codec_of(checkpoint)
     network = store_weights(network, WEIGHT_DTYPES[options.weights])
     network = network.to(device)
     if prompts:

@@ -80,7 +80,7 @@ def report_pairs(options: argparse.Namespace) -> None:
     options.checkpoint = named_checkpoint(options.checkpoint)
     checkpoint = read_checkpoint(options.checkpoint)
     network = network_from(checkpoint, options.checkpoint)
-    codec = codec_of(checkpoint, network)
+    codec = codec_of(checkpoint)
     tokens = read_and_answer(network, codec, options.prompt, options.max_tokens)
     norms = pair_norms(network, tokens, options.layer)
     layer = options.layer % network.n_layers

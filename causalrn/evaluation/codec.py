@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from causalrn.models import LanguageModel
 from datamodules.tasks.strings import BOS, EOS, FIRST_LETTER, SEP
 from datamodules.tokenizers import from_description
 
@@ -95,42 +94,23 @@ class NumberCodec:
         return "".join(f"{token} " for token in tokens)
 
 
-def codec_of(checkpoint: dict[str, Any], network: LanguageModel) -> Codec:
-    """The codec of what a checkpoint was trained on.
+def codec_of(checkpoint: dict[str, Any]) -> Codec:
+    """The codec of a checkpoint's field `tokenizer`.
 
     Raises:
         ValueError: the checkpoint's tokenizer has another vocabulary than its network.
     """
-    codec = make_codec(describe_codec(checkpoint, network))
-    if codec.vocab_size != network.vocab_size:
+    codec, vocab_size = make_codec(checkpoint["tokenizer"]), checkpoint["network"]["init_args"]["vocab_size"]
+    if codec.vocab_size != vocab_size:
         raise ValueError(
-            f"the checkpoint's tokenizer has {codec.vocab_size} tokens and its network {network.vocab_size}: want a "
+            f"the checkpoint's tokenizer has {codec.vocab_size} tokens and its network {vocab_size}: want a "
             "checkpoint whose data and model belong together"
         )
     return codec
 
 
-def describe_codec(checkpoint: dict[str, Any], network: LanguageModel) -> dict[str, Any]:
-    """Plain values that rebuild the codec: the tokenizer's description, or the kind "letters" or "numbers"."""
-    if "tokenizer" in checkpoint:
-        return checkpoint["tokenizer"]
-    for state in checkpoint.values():
-        if not isinstance(state, dict):
-            continue
-        if isinstance(state.get("tokenizer"), dict):
-            return state["tokenizer"]
-        if state.get("task") == "copy" and state["alphabet_size"] <= len(string.ascii_lowercase):
-            return {"kind": "letters", "alphabet_size": state["alphabet_size"]}
-    # Weights of the official code come without data; its two tasks have vocabularies of their own.
-    if "config" not in checkpoint and network.vocab_size == 256:
-        return {"kind": "bytes"}
-    if "config" not in checkpoint and network.vocab_size == FIRST_LETTER + len(string.ascii_lowercase):
-        return {"kind": "letters", "alphabet_size": len(string.ascii_lowercase)}
-    return {"kind": "numbers", "vocab_size": network.vocab_size}
-
-
 def make_codec(description: dict[str, Any]) -> Codec:
-    """The codec that `describe_codec` described."""
+    """The codec of a description: of a tokenizer, or of the kind "letters" or "numbers"."""
     if description["kind"] == "letters":
         return LetterCodec(description["alphabet_size"])
     if description["kind"] == "numbers":

@@ -7,14 +7,14 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from causalrn.models import LanguageModel, build, describe
 from causalrn.system import replacing
 from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
-from causalrn.training.former import upgraded
+from causalrn.training.former import former_tokenizer, upgraded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
@@ -24,6 +24,50 @@ PARTIAL = ".partial"
 PREEMPTED = "preempted-"
 # In a checkpoint that is a folder: the size of each of its files.
 SIZES = "sizes.json"
+
+
+class Content(TypedDict, total=False):
+    """What a checkpoint holds, whether it is one file or a folder of several ranks; `complete` writes it.
+
+    The first two are in every checkpoint. Those of a training are Lightning's and ours; weights alone, and what
+    causalrn.export makes of other programs' weights, lack some of them.
+    """
+
+    # The network as `causalrn.models.describe` has it, from which `build` makes it.
+    network: dict[str, Any]
+    # Weights by their names in the LightningModule: `network.` and the name in the network.
+    state_dict: dict[str, torch.Tensor]
+    # What token ids stand for: a tokenizer's description, or {"kind": "letters" or "numbers", ...} of a task.
+    tokenizer: dict[str, Any]
+    # The resolved config of the run, and the folder that its relative paths are relative to.
+    config: dict[str, Any]
+    started_in: str
+    # Lightning's own: where training is, and what its parts remember.
+    global_step: int
+    epoch: int
+    loops: dict[str, Any]
+    callbacks: dict[str, Any]
+    optimizer_states: list[dict[str, Any]]
+    lr_schedulers: list[dict[str, Any]]
+    # The random states of all ranks, and whether a validation is due at this step.
+    preemption: dict[str, Any]
+    # The position in the data stands under the name of the DataModule's class, as Lightning puts it there.
+
+
+def complete(content: dict[str, Any], module: Any) -> None:
+    """Adds to what Lightning saves all that makes a checkpoint explain itself. Every rank must call this.
+
+    Args:
+        content: what Lightning saves.
+        module: the LanguageModelModule; callbacks of its Trainer add what their method `checkpoint_content` returns.
+    """
+    trainer = module.trainer
+    content["network"] = module.description or describe(module.network)
+    if (data := getattr(trainer, "datamodule", None)) is not None and hasattr(data, "describe_tokenizer"):
+        content["tokenizer"] = data.describe_tokenizer()
+    for callback in trainer.callbacks:
+        if hasattr(callback, "checkpoint_content"):
+            content |= callback.checkpoint_content(weights_only="optimizer_states" not in content)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -54,6 +98,7 @@ def upgraded_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a former version wrote, in the present form."""
     if "config" in checkpoint:
         checkpoint["config"] = upgraded(checkpoint["config"])
+    checkpoint.setdefault("tokenizer", former_tokenizer(checkpoint))
     return checkpoint
 
 

@@ -43,3 +43,22 @@ def upgraded_arguments(arguments: list[str]) -> list[str]:
         for argument in arguments
         for flag, equals, value in [argument.partition("=") if argument.startswith("--") else ("", "", "")]
     ]
+
+
+def former_tokenizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What the token ids of a checkpoint without the field `tokenizer` stand for.
+
+    It was described by the position in the data. The official code's weights came without data; its two tasks have
+    vocabularies of their own.
+    """
+    vocab_size = checkpoint["network"]["init_args"]["vocab_size"]
+    for state in checkpoint.values():
+        if isinstance(state, dict) and isinstance(state.get("tokenizer"), dict):
+            return state["tokenizer"]
+        if isinstance(state, dict) and state.get("task") == "copy" and state["alphabet_size"] <= 26:
+            return {"kind": "letters", "alphabet_size": state["alphabet_size"]}
+    if "config" not in checkpoint and vocab_size == 256:
+        return {"kind": "bytes"}
+    if "config" not in checkpoint and vocab_size == 29:
+        return {"kind": "letters", "alphabet_size": 26}
+    return {"kind": "numbers", "vocab_size": vocab_size}

@@ -18,6 +18,7 @@ from causalrn.models import LanguageModel, describe
 from causalrn.ops.context_parallel import mean_over_sequence, sequence_part, whole_sequence
 from causalrn.system import check_range
 from causalrn.training.callbacks.log_steps import is_log_step
+from causalrn.training.checkpoint import complete
 
 
 class LanguageModelModule(L.LightningModule):
@@ -202,7 +203,7 @@ class LanguageModelModule(L.LightningModule):
         self.log_step("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = self.description or describe(self.network)
+        complete(checkpoint, self)
 
 
 def logged_names(data: Any) -> list[str]:

@@ -100,13 +100,14 @@ class Preemption(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.before_validation = None
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["preemption"] = {
+    def checkpoint_content(self, weights_only: bool) -> dict[str, Any]:
+        if weights_only:
+            return {}
+        content = {
             "random_states": self.before_validation or gather_random_states(self.group),
             "validation_is_due": self.before_validation is not None,
         }
+        return {"preemption": content}
 
     def any_rank_was_signalled(self) -> bool:
         """Whether all ranks know of a signal; every rank gets the same answer, one call after the signal."""

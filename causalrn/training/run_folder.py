@@ -66,10 +66,10 @@ class RunFolder(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["config"] = self.config
-        # What relative paths in the config are relative to.
-        checkpoint[STARTED_IN] = self.started_in
         self.history.update(trainer.global_step)
+
+    def checkpoint_content(self, weights_only: bool) -> dict[str, Any]:
+        return {"config": self.config, STARTED_IN: self.started_in}
 
 
 def check_agreement(run_dir: Path, begins_with: str) -> None:

@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from causalrn import evaluate, fit, generate
 from causalrn.training.checkpoint import load_network, read_checkpoint
-from causalrn.training.former import current_name, upgraded_arguments
+from causalrn.training.former import current_name, former_tokenizer, upgraded_arguments
 from tests import ROOT
 
 FORMER = ROOT / "tests" / "former"
@@ -62,3 +63,33 @@ def test_former_names_are_taken_on_the_command_line() -> None:
         "datamodules.tasks.module.TaskDataModule",
     ]
     assert upgraded_arguments(given) == names
+
+
+BYTES = {"kind": "bytes"}
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "content", "tokenizer"),
+    [
+        (256, {"config": {}, "TextDataModule": {"task": "text", "tokenizer": BYTES}}, BYTES),
+        (
+            6,
+            {"config": {}, "CopyDataModule": {"task": "copy", "alphabet_size": 3}},
+            {"kind": "letters", "alphabet_size": 3},
+        ),
+        (
+            100,
+            {"config": {}, "CopyDataModule": {"task": "copy", "alphabet_size": 97}},
+            {"kind": "numbers", "vocab_size": 100},
+        ),
+        (29, {"config": {}, "RecallDataModule": {"task": "recall"}}, {"kind": "numbers", "vocab_size": 29}),
+        (29, {}, {"kind": "letters", "alphabet_size": 26}),
+        (256, {}, BYTES),
+        (50, {}, {"kind": "numbers", "vocab_size": 50}),
+    ],
+)
+def test_the_tokenizer_of_a_former_checkpoint_is_found(
+    vocab_size: int, content: dict[str, Any], tokenizer: dict[str, Any]
+) -> None:
+    content["network"] = {"init_args": {"vocab_size": vocab_size}}
+    assert former_tokenizer(content) == tokenizer

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from causalrn.evaluation.codec import describe_codec, make_codec
+from causalrn.evaluation.codec import make_codec
 from causalrn.interop.huggingface.tokenizer import make_tokenizer
 from causalrn.models import LanguageModel, build, describe
 from causalrn.system import optional_module
@@ -53,7 +53,7 @@ def write_folder(checkpoint_path: Path, output: Path) -> LanguageModel:
     check_empty(output)
     checkpoint = read_checkpoint(checkpoint_path)
     network = network_from(checkpoint, checkpoint_path)
-    codec_description = describe_codec(checkpoint, network)
+    codec_description = checkpoint["tokenizer"]
     stop_tokens = make_codec(codec_description).stop_tokens
     config = CausalRNConfig(describe(network))
     config.eos_token_id = config.pad_token_id = stop_tokens[0] if stop_tokens else None
