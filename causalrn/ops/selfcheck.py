@@ -18,6 +18,7 @@ from causalrn.ops import normalise, relation_linear, relation_linear_step, relat
 from causalrn.ops import reference as definitions
 from causalrn.ops import weight_only as stored_linear
 from causalrn.ops.linear.operator import relation_linear_pool
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import LinearState, relation_linear_reference, relation_quadratic_reference
 
@@ -129,9 +130,9 @@ def other_checks() -> Iterator[Check]:
     for channels in (48, 192):
         yield Check(
             f"relation_quadratic_step ({channels})",
-            lambda q, pool: (
-                relation_quadratic_step(q, pool, torch.full(q.shape[:1], 50, device=q.device), eps=EPS),
-            ),
+            lambda q, pool: relation_quadratic_step(
+                q, pool, torch.full(q.shape[:1], 50, device=q.device), PairTerms(), PairRule(EPS)
+            )[:1],
             lambda q, pool: (relation_quadratic_reference(q[:, None], pool[:, :50], eps=EPS)[:, 0],),
             (torch.randn(3, 2, channels), torch.randn(3, 64, 2, channels)),
             is_differentiable=False,

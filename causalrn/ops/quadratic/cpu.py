@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
-from causalrn.ops.reference import Activation, Norm
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Pair elements below which starting another thread costs more than it saves.
@@ -33,9 +33,10 @@ def available(q: Tensor) -> bool:
 
 
 def run(
-    kernel: str, q: Tensor, k: Tensor, eps: float, causal: bool, norm: str, activation: str, **tensors
+    kernel: str, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, **tensors: Tensor | None
 ) -> None:
     """Runs a kernel on contiguous tensors; `tensors` are the other ones it reads and writes, or None."""
+    tensors |= {name: contiguous(x) for name, x in terms._asdict().items()}
     batch, queries, heads, channels = q.shape
     keys = k.shape[1]
     elements = batch * queries * keys * heads * channels
@@ -45,11 +46,11 @@ def run(
         keys=keys,
         heads=heads,
         channels=channels,
-        eps=eps,
-        range=exponent_range(tensors.get("slope")),
-        causal=causal,
-        norm=get_args(Norm).index(norm),
-        activation=get_args(Activation).index(activation),
+        eps=rule.eps,
+        range=exponent_range(terms.slope),
+        causal=rule.causal,
+        norm=get_args(Norm).index(rule.norm),
+        activation=get_args(Activation).index(rule.activation),
         bf16=q.dtype is torch.bfloat16,
         threads=min(torch.get_num_threads(), 1 + elements // ELEMENTS_PER_THREAD),
         **{name: x.data_ptr() for name, x in {"q": q, "k": k, **tensors}.items() if x is not None},
@@ -69,20 +70,14 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 def forward(
     q: Tensor,
     k: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic`. Of rows beyond the range, `shift` (zeros) is filled in."""
+    """The operator's value; arguments as `relation_quadratic_shifted`. Of rows beyond the range, `shift` (zeros) is filled in."""
     q, k = q.contiguous(), k.contiguous()
     out = torch.empty_like(q)
-    optional = {"gain": contiguous(gain), "window": contiguous(window), "slope": contiguous(slope)}
-    run("quadratic_forward", q, k, eps, causal, norm, activation, out=out, shift=shift, **optional)
+    run("quadratic_forward", q, k, terms, rule, out=out, shift=shift)
     return out
 
 
@@ -90,34 +85,22 @@ def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass."""
     grad, q, k = grad.contiguous(), q.contiguous(), k.contiguous()
     dq, dk = torch.empty_like(q), torch.empty_like(k)
     # One row per batch entry, summed here, so that the sum is the same in every run.
+    gain = terms.gain
     dgain = None if gain is None else gain.new_empty(q.shape[0], q.shape[2], q.shape[1])
-    optional = {"gain": contiguous(gain), "window": contiguous(window), "slope": contiguous(slope)}
     run(
-        "quadratic_backward",
-        q,
-        k,
-        eps,
-        causal,
-        norm,
-        activation,
+        *("quadratic_backward", q, k, terms, rule),
         grad=grad,
         dq=dq,
         dk=dk,
         dgain=dgain,
         shift=contiguous(shift),
-        **optional,
     )
     return dq, dk, None if dgain is None else dgain.sum(0).mT.contiguous()

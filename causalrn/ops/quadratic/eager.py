@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import beyond_range
 from causalrn.ops.reference import ACTIVATIONS
 
@@ -82,16 +83,13 @@ def normalise_pairs(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, T
 def forward(
     q: Tensor,
     k: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic`. Of rows beyond the range, `shift` (zeros) is filled in."""
+    """The operator's value; arguments as `relation_quadratic_shifted`. Of rows beyond the range, `shift` (zeros) is filled in."""
+    gain, window, slope = terms
+    eps, causal, norm, activation = rule
     wide_q, wide_k = widen(q), widen(k)
     out = torch.zeros_like(wide_q)
     positions = torch.arange(k.shape[1], device=q.device)
@@ -131,13 +129,8 @@ def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass.
@@ -146,6 +139,8 @@ def backward(
     dx_ij = gain_i r (w - mean(w) - x mean(w z) / std), the mean of w only for "layer"; dq_i = sum_j dx_ij,
     dk_j = sum_i dx_ij, dgain_i = sum_jd w z.
     """
+    gain, window, slope = terms
+    eps, causal, norm, activation = rule
     wide_q, wide_k, wide_grad = widen(q), widen(k), widen(grad)
     dq, dk = torch.zeros_like(wide_q), torch.zeros_like(wide_k)
     dgain = None if gain is None else torch.zeros_like(gain)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
-from causalrn.ops.reference import Activation, Norm
 
 POOL_DTYPES = (torch.float32, torch.bfloat16)
 # Positions that one thread takes at a time. The sums of the parts are added in order: the split decides the rounding.
@@ -45,12 +45,8 @@ def forward(
     q: Tensor,
     pool: Tensor,
     lengths: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> Tensor:
     """The operator's value; arguments as `relation_quadratic_step`. Of rows beyond the range, `shift` is filled in."""
@@ -65,11 +61,7 @@ def forward(
         "lengths": lengths.contiguous(),
         "out": out,
         "scratch": scratch,
-        **{
-            name: x.contiguous()
-            for name, x in (("gain", gain), ("window", window), ("slope", slope), ("shift", shift))
-            if x is not None
-        },
+        **{name: x.contiguous() for name, x in {**terms._asdict(), "shift": shift}.items() if x is not None},
     }
     arguments = Arguments(
         batch=batch,
@@ -80,10 +72,10 @@ def forward(
         position_stride=pool.stride(1),
         head_stride=pool.stride(2),
         part=PART_POSITIONS,
-        eps=eps,
-        range=exponent_range(slope),
-        norm=get_args(Norm).index(norm),
-        activation=get_args(Activation).index(activation),
+        eps=rule.eps,
+        range=exponent_range(terms.slope),
+        norm=get_args(Norm).index(rule.norm),
+        activation=get_args(Activation).index(rule.activation),
         bf16=pool.dtype is torch.bfloat16,
         threads=min(torch.get_num_threads(), 1 + batch * positions * heads * channels // ELEMENTS_PER_THREAD),
         **{name: x.data_ptr() for name, x in tensors.items()},

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
 from causalrn.ops.quadratic.gpu_pairs import MASKED, activate
 from causalrn.ops.triton_common import LOG2_E, ceil_div, on_device_of, window_span
@@ -96,15 +97,12 @@ def forward(
     q: Tensor,
     pool: Tensor,
     lengths: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> Tensor:
     """The operator's value; arguments as `relation_quadratic_step`, not float64. Of rows beyond the range, `shift` is filled in."""
+    gain, window, slope = terms
     batch, positions, heads, channels = pool.shape
     if pool.stride(3) != 1:
         pool = pool.contiguous()
@@ -115,8 +113,8 @@ def forward(
     with on_device_of(q):
         _step_kernel[(parts, batch * heads)](
             q.contiguous(), pool, lengths.to(torch.int32), *(x if x is None else x.contiguous() for x in (gain, window, slope)), sums, tops,
-            eps, math.sqrt(channels), exponent_range(slope), channels, heads, *pool.stride()[:3],
-            NORM=norm, ACTIVATION=activation, HAS_GAIN=gain is not None, HAS_WINDOW=window is not None,
+            rule.eps, math.sqrt(channels), exponent_range(slope), channels, heads, *pool.stride()[:3],
+            NORM=rule.norm, ACTIVATION=rule.activation, HAS_GAIN=gain is not None, HAS_WINDOW=window is not None,
             HAS_SLOPE=slope is not None, SHIFTED=shift is not None, PART_POSITIONS=PART, ROWS=max(1, min(16, TILE_ELEMENTS // width)),
             WIDTH=width, num_warps=4 if width <= 1024 else 8,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from causalrn.ops import native, relation_quadratic, relation_quadratic_shifted
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic import operator as quadratic
 
 OPERATORS = torch.ops.causalrn
@@ -29,9 +30,9 @@ def test_registration(dtype: torch.dtype, optional: bool) -> None:
         ]
     rest = (1e-3, True, "layer", "exp")
     gain = settings[0].clone().requires_grad_() if optional else None
-    torch.library.opcheck(
-        OPERATORS.relation_quadratic, (q.clone().requires_grad_(), k, gain, *settings[1:], *rest)
-    )
+    for shifted in (False, True):
+        inputs = (q.clone().requires_grad_(), k, gain, *settings[1:], *rest, shifted)
+        torch.library.opcheck(OPERATORS.relation_quadratic, inputs)
     torch.library.opcheck(
         OPERATORS.relation_quadratic_backward, (grad, q, k.detach(), *settings, *rest, None)
     )
@@ -150,11 +151,16 @@ def test_peak_memory(path: str, length: int, channels: int) -> None:
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
-    arguments = {"q": torch.zeros(2, 4, 1, 8), "k": torch.zeros(2, 4, 1, 8), "eps": 1e-5, **change}
-    for operator in (relation_quadratic, relation_quadratic_shifted):
-        with pytest.raises(ValueError) as caught:  # noqa: PT011
-            operator(**{"gain": torch.ones(4, 1), **arguments})
-        assert message in str(caught.value)
+    tensors = {"q": torch.zeros(2, 4, 1, 8), "k": torch.zeros(2, 4, 1, 8)}
+    arguments: dict[str, Any] = {**tensors, "eps": 1e-5, "gain": torch.ones(4, 1), **change}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        relation_quadratic(**arguments)
+    assert message in str(caught.value)
+    terms = PairTerms(**{name: arguments.pop(name, None) for name in PairTerms._fields})
+    q, k = arguments.pop("q"), arguments.pop("k")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        relation_quadratic_shifted(q, k, terms, PairRule(**arguments))
+    assert message in str(caught.value)
 
 
 def test_no_memory_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +170,4 @@ def test_no_memory_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quadratic.quadratic_native.torch, "get_num_threads", lambda: 1)
     q = torch.zeros(1, 1, 1, 8).expand(1, 2**40, 1, 8)
     with pytest.raises(MemoryError, match="no memory left"):
-        quadratic.quadratic_native.run("quadratic_forward", q[:, :1], q, 1e-5, True, "layer", "exp")
+        quadratic.quadratic_native.run("quadratic_forward", q[:, :1], q, PairTerms(), PairRule(1e-5))

@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from causalrn.ops import native
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic import step_cpu as quadratic_step_native
-from causalrn.ops.quadratic.step import (
-    blocked,
-    relation_quadratic_step,
-    relation_quadratic_step_shifted,
-)
+from causalrn.ops.quadratic.step import blocked, relation_quadratic_step
 from causalrn.ops.reference import relation_quadratic_reference
 
 SETTINGS: list[dict[str, Any]] = [
@@ -31,12 +28,20 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def step(q: Tensor, pool: Tensor, lengths: Tensor, **settings: Any) -> Tensor:
-    return relation_quadratic_step(q, pool, lengths, eps=1e-5, **tensors(settings, q))
+    out, shift = relation_quadratic_step(q, pool, lengths, *terms_and_rule(q, **settings))
+    # No row of these tests leaves the range.
+    assert shift is None or not shift.any()
+    return out
 
 
 def step_in_pytorch(q: Tensor, pool: Tensor, lengths: Tensor, **settings: Any) -> Tensor:
-    defaults = {"gain": None, "window": None, "slope": None, "norm": "layer", "activation": "exp"}
-    return blocked(q, pool, lengths, eps=1e-5, **{**defaults, **tensors(settings, q)})
+    return blocked(q, pool, lengths, *terms_and_rule(q, **settings))
+
+
+def terms_and_rule(q: Tensor, **settings: Any) -> tuple[PairTerms, PairRule]:
+    options = tensors(settings, q)
+    terms = PairTerms(**{name: options.pop(name, None) for name in PairTerms._fields})
+    return terms, PairRule(1e-5, **options)
 
 
 def tensors(settings: dict[str, Any], q: Tensor) -> dict[str, Any]:
@@ -158,25 +163,20 @@ def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> 
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
-    tensors = {"q": torch.zeros(2, 1, 8), "pool": torch.zeros(2, 5, 1, 8), "lengths": torch.tensor([5, 2])}
-    arguments: dict[str, Any] = {**tensors, "eps": 1e-5, "gain": torch.ones(2, 1), **change}
-    for operator in (relation_quadratic_step, relation_quadratic_step_shifted):
-        with pytest.raises(ValueError, match=message):
-            operator(**arguments)
+    arguments: dict[str, Any] = {"eps": 1e-5, "gain": torch.ones(2, 1), **change}
+    terms = PairTerms(**{name: arguments.pop(name, None) for name in PairTerms._fields})
+    with pytest.raises(ValueError, match=message):
+        relation_quadratic_step(
+            torch.zeros(2, 1, 8), torch.zeros(2, 5, 1, 8), torch.tensor([5, 2]), terms, PairRule(**arguments)
+        )
 
 
 def test_windows_and_gains_in_any_dtype() -> None:
     """The kernel reads 32 bits each."""
     q, pool, lengths = torch.randn(2, 2, 8), torch.randn(2, 30, 2, 8), torch.tensor([30, 12])
-    settings: dict[str, torch.Tensor] = {
-        "window": torch.tensor([5, 9]),
-        "slope": torch.tensor([0.1, 0.2]),
-        "gain": torch.rand(2, 2),
-    }
-    wide: dict[str, Any] = {
-        name: x.to(torch.int64 if name == "window" else torch.float64) for name, x in settings.items()
-    }
-    narrow: dict[str, Any] = {**settings, "window": settings["window"].to(torch.int32)}
-    results = [relation_quadratic_step(q, pool, lengths, eps=1e-5, **x) for x in (wide, narrow)]
+    gain, window, slope = torch.rand(2, 2), torch.tensor([5, 9]), torch.tensor([0.1, 0.2])
+    wide = PairTerms(gain.double(), window, slope.double())
+    narrow = PairTerms(gain, window.to(torch.int32), slope)
+    results = [relation_quadratic_step(q, pool, lengths, x, PairRule(1e-5))[0] for x in (wide, narrow)]
     assert results[0].isfinite().all()
     assert torch.equal(*results)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops.quadratic.test_step import SETTINGS, expected, tensors
+from causalrn.ops.pairs import PairTerms
+from tests.ops.quadratic.test_step import SETTINGS, expected, terms_and_rule
 from tests.ops.test_triton_aot import ARCHITECTURES, assert_compile, record_launches
 from tests.ops.triton_device import (
     DEVICE,
@@ -29,12 +30,9 @@ def test_under_the_interpreter() -> None:
 def run(q: torch.Tensor, pool: torch.Tensor, lengths: torch.Tensor, **settings: Any) -> torch.Tensor:
     from causalrn.ops.quadratic import step_gpu as quadratic_step_triton
 
-    defaults = {"gain": None, "window": None, "slope": None, "norm": "layer", "activation": "exp"}
-    settings = {
-        name: value.to(q.device) if isinstance(value, torch.Tensor) else value
-        for name, value in {**defaults, **tensors(settings, q)}.items()
-    }
-    return quadratic_step_triton.forward(q, pool, lengths, eps=1e-5, **settings)
+    terms, rule = terms_and_rule(q, **settings)
+    terms = PairTerms(*(None if x is None else x.to(q.device) for x in terms))
+    return quadratic_step_triton.forward(q, pool, lengths, terms, rule)
 
 
 @needs_device
