@@ -17,11 +17,8 @@ ELEMENTS_PER_THREAD = 2**15
 class Arguments(ctypes.Structure):
     """`NormaliseArguments` of csrc/normalise.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "grad", "out", "spread")),
-        *((name, ctypes.c_int64) for name in ("rows", "channels")),
-        ("eps", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("centre", "bf16", "threads")),
+    _fields_ = native.fields(
+        pointers="x grad out spread", int64="rows channels", float32="eps", int32="centre bf16"
     )
 
 
@@ -48,27 +45,20 @@ def normalise(x: Float[Tensor, "*shape D"], norm: Norm, eps: float) -> Float[Ten
     return torch.ops.causalrn.normalise(x, norm, eps)[0]
 
 
-def run_native(
-    kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None
-) -> Tensor | None:
-    """The kernel's result, or None where the library does not serve these tensors."""
-    function = native.find_kernel(kernel, Arguments) if x.dtype in (torch.float32, torch.bfloat16) else None
-    if function is None:
-        return None
+def call(kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None = None) -> Tensor:
+    """Runs a kernel on contiguous tensors, and gives what it writes."""
     out = torch.empty_like(x)
-    arguments = Arguments(
-        x=x.data_ptr(),
-        grad=None if grad is None else grad.data_ptr(),
-        out=out.data_ptr(),
-        spread=spread.data_ptr(),
+    native.call(
+        kernel,
+        Arguments,
+        {"x": x, "grad": grad, "out": out, "spread": spread},
         rows=spread.numel(),
         channels=x.shape[-1],
         eps=eps,
         centre=norm == "layer",
         bf16=x.dtype is torch.bfloat16,
-        threads=min(torch.get_num_threads(), 1 + x.numel() // ELEMENTS_PER_THREAD),
+        threads=native.threads_for(x.numel(), ELEMENTS_PER_THREAD),
     )
-    function(ctypes.byref(arguments))
     return out
 
 
@@ -101,10 +91,10 @@ def backward_torch(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: floa
     schema="(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
 )
 def forward_op(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
+    if not native.serves(x):
+        return forward_torch(x, norm, eps)
     spread = torch.empty(x.shape[:-1], dtype=spread_dtype(x))
-    y = run_native("normalise_forward", x, spread, norm, eps, None)
-    return forward_torch(x, norm, eps) if y is None else (y, spread)
+    return call("normalise_forward", x.contiguous(), spread, norm, eps), spread
 
 
 @torch.library.custom_op(
@@ -114,9 +104,9 @@ def forward_op(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
     schema="(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
 )
 def backward_op(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    grad, y = grad.contiguous(), y.contiguous()
-    dx = run_native("normalise_backward", y, spread.contiguous(), norm, eps, grad)
-    return backward_torch(grad, y, spread, norm, eps) if dx is None else dx
+    if not native.serves(y):
+        return backward_torch(grad, y, spread, norm, eps)
+    return call("normalise_backward", y.contiguous(), spread.contiguous(), norm, eps, grad.contiguous())
 
 
 @forward_op.register_kernel("cuda")

@@ -20,11 +20,7 @@ BYTES_PER_THREAD = 2**16
 class Arguments(ctypes.Structure):
     """`StoredLinearArguments` of csrc/stored_linear.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "bias", "y")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
-        *((name, ctypes.c_int32) for name in ("type", "threads")),
-    )
+    _fields_ = native.fields(pointers="x weight scale bias y", int64="rows inputs outputs", int32="type")
 
 
 def stored_linear(
@@ -70,24 +66,19 @@ def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tens
 @stored_linear_op.register_kernel("cpu")
 def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0]
-    kernel = native.find_kernel("stored_linear", Arguments)
-    if kernel is None or not 0 < rows <= MAX_ROWS or x.dtype is not torch.float32:
+    if x.dtype is not torch.float32 or not 0 < rows <= MAX_ROWS or not native.serves(x):
         return widened(x, weight, scale, bias)
     x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(rows, outputs)
-    # By position, in the order of the fields: names would cost a decoding step as much as a small product.
-    arguments = Arguments(
-        x.data_ptr(),
-        weight.data_ptr(),
-        None if scale is None else scale.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        rows,
-        inputs,
-        outputs,
-        WEIGHT_DTYPES.index(weight.dtype),
-        min(torch.get_num_threads(), 1 + weight.nbytes // BYTES_PER_THREAD),
+    native.call(
+        "stored_linear",
+        Arguments,
+        {"x": x, "weight": weight, "scale": scale, "bias": bias, "y": y},
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        type=WEIGHT_DTYPES.index(weight.dtype),
+        threads=native.threads_for(weight.nbytes, BYTES_PER_THREAD),
     )
-    kernel(ctypes.byref(arguments))
     return y
 
 

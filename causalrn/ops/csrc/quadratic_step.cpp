@@ -9,7 +9,7 @@ namespace CAUSALRN_ISA {
 enum StepNorm { kStepLayer, kStepRms, kStepNone };
 enum StepActivation { kStepExp, kStepRelu, kStepElu };
 
-// Mirrored by causalrn/ops/quadratic_step_native.py. q and out (B, H, D) and gain (B, H) are contiguous floats; the
+// Mirrored by causalrn/ops/quadratic/cpu.py. q and out (B, H, D) and gain (B, H) are contiguous floats; the
 // pool (B, S, H, D) holds floats or bfloat16 with strides in elements (that of D is 1), of which the first lengths[b]
 // positions count; gain, window and slope (H) may be null; scratch has room for one row per item. shift (B, H, D), which
 // may be null, asks to shift the rows that go beyond `range` (see quadratic.h) and is written for those; scratch then has

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops.context_parallel import active_split, state_elsewhere
-from causalrn.ops.linear import cpu as linear_native
+from causalrn.ops.linear import cpu
 from causalrn.ops.linear import eager as linear_blocked
 from causalrn.ops.reference import LinearState
 
@@ -114,7 +114,7 @@ def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float,
 
 def cpu_kernels(q: Tensor) -> Any:
     """The module whose functions serve this CPU tensor."""
-    return linear_native if linear_native.available(q) else linear_blocked
+    return cpu if cpu.serves(q) else linear_blocked
 
 
 def cuda_kernels(q: Tensor) -> Any:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from causalrn.ops import native
 from causalrn.ops.pairs import (
     SCHEMA,
     Activation,
@@ -18,7 +19,7 @@ from causalrn.ops.pairs import (
     convert_terms,
     from_schema,
 )
-from causalrn.ops.quadratic import cpu as quadratic_native
+from causalrn.ops.quadratic import cpu
 from causalrn.ops.quadratic import eager as tiled
 from causalrn.ops.quadratic.exponents import plan_shift
 
@@ -105,7 +106,7 @@ def convert(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule) -> tuple[Ten
 
 def cpu_kernels(q: Tensor) -> Any:
     """The module whose `forward` and `backward` serve this CPU tensor."""
-    return quadratic_native if quadratic_native.available(q) else tiled
+    return cpu if native.serves(q) else tiled
 
 
 def cuda_kernels(q: Tensor) -> Any:

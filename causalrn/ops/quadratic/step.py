@@ -17,7 +17,7 @@ from causalrn.ops.pairs import (
     convert_terms,
     from_schema,
 )
-from causalrn.ops.quadratic import step_cpu as quadratic_step_native
+from causalrn.ops.quadratic import cpu
 from causalrn.ops.quadratic.exponents import beyond_range, plan_shift
 from causalrn.ops.reference import ACTIVATIONS, normalise
 
@@ -82,8 +82,8 @@ def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[T
             f"{pool.shape[1]}, the positions of the pool"
         )
     check_values("relation_quadratic_step", PairTerms(*settings[:3]))
-    native = q.numel() > 0 and quadratic_step_native.available(q, pool)
-    return run(quadratic_step_native.forward if native else blocked, q, pool, lengths, *settings)
+    compiled = q.numel() > 0 and cpu.serves_step(q, pool)
+    return run(cpu.step if compiled else blocked, q, pool, lengths, *settings)
 
 
 @step_op.register_kernel("cuda")

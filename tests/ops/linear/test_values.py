@@ -27,7 +27,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poison
 
 def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "blocked":
-        monkeypatch.setattr(linear.linear_native, "available", lambda q: False)
+        monkeypatch.setattr(native, "serves", lambda x: False)
     elif path in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, path)
     else:

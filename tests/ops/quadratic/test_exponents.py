@@ -17,8 +17,6 @@ from causalrn.models import (
 )
 from causalrn.ops import native, relation_quadratic, relation_quadratic_shifted
 from causalrn.ops.pairs import PairRule, PairTerms
-from causalrn.ops.quadratic import operator as quadratic
-from causalrn.ops.quadratic import step as quadratic_step
 from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import relation_quadratic_log_reference
 
@@ -43,8 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> str:
     """Each compiled instruction set, then the path without a compiler; memory that stays unwritten holds NaN."""
     if request.param == "tiled":
-        monkeypatch.setattr(quadratic.quadratic_native, "available", lambda q: False)
-        monkeypatch.setattr(quadratic_step.quadratic_step_native, "available", lambda q, pool: False)
+        monkeypatch.setattr(native, "serves", lambda x: False)
     elif request.param in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, request.param)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from causalrn.ops import native, relation_quadratic, relation_quadratic_shifted
 from causalrn.ops.pairs import PairRule, PairTerms
-from causalrn.ops.quadratic import operator as quadratic
+from causalrn.ops.quadratic import cpu
 
 OPERATORS = torch.ops.causalrn
 
@@ -102,10 +102,9 @@ def test_only_the_inputs_are_kept_for_backward() -> None:
 MEASURE_PEAK = """
 import sys, torch
 from benchmarks.common import status_bytes
-from causalrn.ops import relation_quadratic
-from causalrn.ops.quadratic import operator as quadratic
+from causalrn.ops import native, relation_quadratic
 if sys.argv[1] == "tiled":
-    quadratic.quadratic_native.available = lambda q: False
+    native.serves = lambda x: False
 length, channels = int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(2)
 def step(length):
@@ -167,7 +166,7 @@ def test_no_memory_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.supported_instruction_sets():
         pytest.skip("no compiled kernels here")
     # Two pebibytes of scratch: no system grants them.
-    monkeypatch.setattr(quadratic.quadratic_native.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     q = torch.zeros(1, 1, 1, 8).expand(1, 2**40, 1, 8)
     with pytest.raises(MemoryError, match="no memory left"):
-        quadratic.quadratic_native.run("quadratic_forward", q[:, :1], q, PairTerms(), PairRule(1e-5))
+        cpu.call("quadratic_forward", q[:, :1], q, PairTerms(), PairRule(1e-5))

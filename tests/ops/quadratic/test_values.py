@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from causalrn.ops import native, relation_quadratic
-from causalrn.ops.quadratic import operator as quadratic
 from causalrn.ops.reference import Norm, relation_quadratic_reference
 
 PATHS = (*native.INSTRUCTION_SETS, "tiled")
@@ -41,7 +40,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poison
 
 def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "tiled":
-        monkeypatch.setattr(quadratic.quadratic_native, "available", lambda q: False)
+        monkeypatch.setattr(native, "serves", lambda x: False)
     elif path in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, path)
     else:
