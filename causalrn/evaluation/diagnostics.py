@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from causalrn.evaluation.metrics import IGNORE_INDEX
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.ops import normalisation
 from causalrn.ops.pairs import PairRule, PairTerms
-from causalrn.ops.quadratic.eager import TILE_ELEMENTS, normalise_pairs, reach
+from causalrn.ops.quadratic.eager import TILE_ELEMENTS, reach
 from causalrn.ops.reference import ACTIVATIONS, normalise
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95, "max": 1.0}
@@ -132,8 +133,7 @@ def probe_pairs(
         terms, rule = PairTerms(), PairRule(0.0, mixer.causal, "none")
     else:
         terms, rule = mixer.pair_terms(positions), mixer.pair_rule
-    keys = torch.arange(k.shape[1], device=k.device)
-    reached, weight = reach(positions, keys, mixer.causal, terms.window, terms.slope)
+    reached, log_weight = (x[0] for x in reach(positions[None], slice(0, k.shape[1]), terms, mixer.causal))
     batch, length, heads, channels = k.shape
     size = max(1, TILE_ELEMENTS // (batch * heads * channels))
     shape = (batch, heads, len(positions), length)
@@ -143,14 +143,13 @@ def probe_pairs(
         end = position + 1 if mixer.causal else length
         for start in range(0, end, size):
             tile = slice(start, min(start + size, end))
-            x, inverse, _ = normalise_pairs(
-                q[:, position, :, None] + k[:, tile].transpose(1, 2), rule.norm, rule.eps
-            )
-            z = x * inverse if gain is None else x * inverse * gain[:, None, None]
-            inverse_std[:, :, p, tile] = inverse[..., 0]
+            x = q[:, position, :, None] + k[:, tile].transpose(1, 2)
+            z, spread = normalisation.eager(x, rule.norm, rule.eps)
+            z = z if gain is None else z * gain[:, None, None]
+            inverse_std[:, :, p, tile] = 1 / (spread + rule.eps)
             largest[:, :, p, tile] = z.amax(-1)
             log_norm[:, :, p, tile] = log_norms(z, rule.activation)
-    log_norm = (log_norm + weight.float().log()).where(reached, -math.inf)
+    log_norm = (log_norm + log_weight).where(reached, -math.inf)
     bound = bound_of(mixer, channels)
     if bound is not None:
         bound = bound * (

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops import native
-from causalrn.ops.reference import Norm
+from causalrn.ops.dispatch import arithmetic_dtype
+from causalrn.ops.pairs import Norm
 
 # Elements below which starting another thread costs more than it saves.
 ELEMENTS_PER_THREAD = 2**15
@@ -45,6 +46,80 @@ def normalise(x: Float[Tensor, "*shape D"], norm: Norm, eps: float) -> Float[Ten
     return torch.ops.causalrn.normalise(x, norm, eps)[0]
 
 
+def eager(
+    x: Float[Tensor, "*shape D"], norm: str, eps: float
+) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape"]]:
+    """The normalised rows in plain PyTorch, and their standard deviations (root mean squares), which "none" takes for 0."""
+    wide = x.to(arithmetic_dtype(x))
+    if norm == "none":
+        return x, wide.new_zeros(x.shape[:-1])
+    centred = wide - wide.mean(-1, keepdim=True) if norm == "layer" else wide
+    spread = centred.square().mean(-1, keepdim=True).sqrt()
+    return (centred / (spread + eps)).to(x.dtype), spread[..., 0]
+
+
+def eager_backward(
+    grad: Float[Tensor, "*shape D"],
+    y: Float[Tensor, "*shape D"],
+    spread: Float[Tensor, "*shape"],
+    norm: str,
+    eps: float,
+) -> Float[Tensor, "*shape D"]:
+    """The gradient with respect to x, from what `eager` has given."""
+    if norm == "none":
+        return grad
+    g, y_wide, s = grad.to(arithmetic_dtype(grad)), y.to(arithmetic_dtype(y)), spread[..., None]
+    along = (g * y_wide).mean(-1, keepdim=True) * ((s + eps) / s)
+    # A row without spread is 0 / eps, whatever the direction in which it changes.
+    across = g - torch.where(s > 0, y_wide * along, 0)
+    if norm == "layer":
+        across = across - g.mean(-1, keepdim=True)
+    return (across / (s + eps)).to(grad.dtype)
+
+
+@torch.library.custom_op(
+    "causalrn::normalise",
+    mutates_args=(),
+    schema="(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
+)
+def forward_op(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+    return eager(x, norm, eps)
+
+
+@forward_op.register_kernel("cpu")
+def forward_op_cpu(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+    if not native.serves(x):
+        return eager(x, norm, eps)
+    spread = torch.empty(x.shape[:-1], dtype=arithmetic_dtype(x))
+    return call("normalise_forward", x.contiguous(), spread, norm, eps), spread
+
+
+@forward_op.register_fake
+def forward_op_fake(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=arithmetic_dtype(x))
+
+
+@torch.library.custom_op(
+    "causalrn::normalise_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
+)
+def backward_op(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
+    return eager_backward(grad, y, spread, norm, eps)
+
+
+@backward_op.register_kernel("cpu")
+def backward_op_cpu(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
+    if not native.serves(y):
+        return eager_backward(grad, y, spread, norm, eps)
+    return call("normalise_backward", y.contiguous(), spread.contiguous(), norm, eps, grad.contiguous())
+
+
+@backward_op.register_fake
+def backward_op_fake(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
+    return y.new_empty(y.shape)
+
+
 def call(kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None = None) -> Tensor:
     """Runs a kernel on contiguous tensors, and gives what it writes."""
     out = torch.empty_like(x)
@@ -60,77 +135,6 @@ def call(kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Te
         threads=native.threads_for(x.numel(), ELEMENTS_PER_THREAD),
     )
     return out
-
-
-def wide(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float64 else x.float()
-
-
-def forward_torch(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    x_wide = wide(x)
-    centred = x_wide - x_wide.mean(-1, keepdim=True) if norm == "layer" else x_wide
-    spread = centred.square().mean(-1, keepdim=True).sqrt()
-    return (centred / (spread + eps)).to(x.dtype), spread[..., 0]
-
-
-def backward_torch(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    g, y_wide, s = wide(grad), wide(y), spread[..., None]
-    factor = 1 / (s + eps)
-    along = (g * y_wide).mean(-1, keepdim=True) / (s * factor)
-    # A row without spread is 0, and so is its part along itself.
-    g_across = g - torch.where(s > 0, y_wide * along, 0)
-    if norm == "layer":
-        g_across = g_across - g.mean(-1, keepdim=True)
-    return (g_across * factor).to(grad.dtype)
-
-
-@torch.library.custom_op(
-    "causalrn::normalise",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
-)
-def forward_op(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    if not native.serves(x):
-        return forward_torch(x, norm, eps)
-    spread = torch.empty(x.shape[:-1], dtype=spread_dtype(x))
-    return call("normalise_forward", x.contiguous(), spread, norm, eps), spread
-
-
-@torch.library.custom_op(
-    "causalrn::normalise_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
-)
-def backward_op(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    if not native.serves(y):
-        return backward_torch(grad, y, spread, norm, eps)
-    return call("normalise_backward", y.contiguous(), spread.contiguous(), norm, eps, grad.contiguous())
-
-
-@forward_op.register_kernel("cuda")
-def forward_op_cuda(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    return forward_torch(x, norm, eps)
-
-
-@backward_op.register_kernel("cuda")
-def backward_op_cuda(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    return backward_torch(grad, y, spread, norm, eps)
-
-
-@forward_op.register_fake
-def forward_op_fake(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=spread_dtype(x))
-
-
-@backward_op.register_fake
-def backward_op_fake(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    return y.new_empty(y.shape)
-
-
-def spread_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def save_result(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -51,11 +51,6 @@ def from_schema(*settings: Any) -> tuple[PairTerms, PairRule]:
     return PairTerms(*settings[:3]), PairRule(*settings[3:])
 
 
-def arithmetic_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums, norms and exponentials: float64 for float64, else float32."""
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
 def convert_terms(
     operator: str, terms: PairTerms, rule: PairRule, rows: tuple[int, int], dtype: torch.dtype
 ) -> PairTerms:

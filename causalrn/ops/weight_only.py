@@ -60,14 +60,14 @@ def stored_linear(
     schema="(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor",
 )
 def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    return widened(x, weight, scale, bias)
+    return eager(x, weight, scale, bias)
 
 
 @stored_linear_op.register_kernel("cpu")
 def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0]
     if x.dtype is not torch.float32 or not 0 < rows <= MAX_ROWS or not native.serves(x):
-        return widened(x, weight, scale, bias)
+        return eager(x, weight, scale, bias)
     x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(rows, outputs)
     native.call(
         "stored_linear",
@@ -87,7 +87,7 @@ def stored_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Te
     return x.new_empty(len(x), len(weight))
 
 
-def widened(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def eager(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """The operator in plain PyTorch."""
     wide = weight.to(x.dtype)
     if scale is not None:

@@ -1,20 +1,30 @@
 """The linear relation as PyTorch operators, which the dispatcher sends to the best kernel of each device."""
 
-from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops.context_parallel import active_split, state_elsewhere
-from causalrn.ops.linear import cpu
-from causalrn.ops.linear import eager as linear_blocked
+from causalrn.ops.dispatch import arithmetic_dtype, triton_serves
+from causalrn.ops.linear import cpu, eager
 from causalrn.ops.reference import LinearState
 
 LinearNorm = Literal["layer", "rms"]
-# The dtypes of the Triton kernels.
-TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Kernels(Protocol):
+    """What the modules `cpu`, `gpu` and `eager` have in common. No tensor is empty."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool, norm: str
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def backward(
+        self, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool,
+        norm: str,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 
 
 def relation_linear(
@@ -59,7 +69,7 @@ def relation_linear(
         if state is not None:
             raise ValueError("relation_linear: got a state within sequence_parallel, wanted a whole sequence")
         state = state_elsewhere(relation_linear_pool(k, eps=eps, norm=norm), q.shape[1], causal, split)
-    total = None if state is None else state.total.to(linear_blocked.compute_dtype(q.dtype))
+    total = None if state is None else state.total.to(arithmetic_dtype(q))
     y, total = torch.ops.causalrn.relation_linear(q, k, total, eps, causal, norm)
     if state is None:
         count = torch.full(q.shape[:1], q.shape[1], dtype=torch.float32, device=q.device)
@@ -112,23 +122,20 @@ def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float,
             )
 
 
-def cpu_kernels(q: Tensor) -> Any:
-    """The module whose functions serve this CPU tensor."""
-    return cpu if cpu.serves(q) else linear_blocked
+def cpu_kernels(q: Tensor) -> Kernels:
+    return cpu if cpu.serves(q) else eager
 
 
-def cuda_kernels(q: Tensor) -> Any:
-    """The module whose `forward` and `backward` serve this CUDA tensor."""
-    if q.dtype not in TRITON_DTYPES or find_spec("triton") is None:
-        return linear_blocked
-    # Importing the package must not need Triton.
-    from causalrn.ops.linear import gpu as linear_triton
+def cuda_kernels(q: Tensor) -> Kernels:
+    if not triton_serves(q):
+        return eager
+    from causalrn.ops.linear import gpu
 
-    return linear_triton
+    return gpu
 
 
 def run_forward(
-    kernels: Any, q: Tensor, k: Tensor, total: Tensor | None, *settings: Any
+    kernels: Kernels, q: Tensor, k: Tensor, total: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     if q.numel() == 0:
         return torch.empty_like(q), copy_or_zeros(total, q)
@@ -136,7 +143,7 @@ def run_forward(
 
 
 def run_backward(
-    kernels: Any, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
+    kernels: Kernels, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), copy_or_zeros(dtotal, q)
@@ -148,7 +155,7 @@ def copy_or_zeros(total: Tensor | None, q: Tensor) -> Tensor:
 
 
 def new_total(q: Tensor) -> Tensor:
-    return q.new_empty(q.shape[0], *q.shape[2:], dtype=linear_blocked.compute_dtype(q.dtype))
+    return q.new_empty(q.shape[0], *q.shape[2:], dtype=arithmetic_dtype(q))
 
 
 @torch.library.custom_op(
@@ -213,18 +220,23 @@ def differentiate(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, 
 forward_op.register_autograd(differentiate, setup_context=save_inputs)
 
 
-# The pool is a pass over k alone; the kernels that read it block by block serve every device well enough.
+# The pool is a pass over k alone: on a GPU, plain PyTorch that reads it block by block serves well enough.
 @torch.library.custom_op(
     "causalrn::relation_linear_pool", mutates_args=(), schema="(Tensor k, float eps, str norm) -> Tensor"
 )
-def pool_op(k: Tensor, *settings: Any) -> Tensor:
+def pool_op(k: Tensor, eps: float, norm: str) -> Tensor:
+    return new_total(k).zero_() if k.numel() == 0 else eager.pool(k, eps, norm)
+
+
+@pool_op.register_kernel("cpu")
+def pool_op_cpu(k: Tensor, eps: float, norm: str) -> Tensor:
     if k.numel() == 0:
         return new_total(k).zero_()
-    return pool_kernels(k).pool(k, *settings)
+    return (cpu if cpu.serves(k) else eager).pool(k, eps, norm)
 
 
 @pool_op.register_fake
-def pool_op_fake(k: Tensor, *settings: Any) -> Tensor:
+def pool_op_fake(k: Tensor, eps: float, norm: str) -> Tensor:
     return new_total(k)
 
 
@@ -233,19 +245,20 @@ def pool_op_fake(k: Tensor, *settings: Any) -> Tensor:
     mutates_args=(),
     schema="(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
 )
-def pool_backward_op(dtotal: Tensor, k: Tensor, *settings: Any) -> Tensor:
+def pool_backward_op(dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor:
+    return torch.zeros_like(k) if k.numel() == 0 else eager.pool_backward(dtotal, k, eps, norm)
+
+
+@pool_backward_op.register_kernel("cpu")
+def pool_backward_op_cpu(dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor:
     if k.numel() == 0:
         return torch.zeros_like(k)
-    return pool_kernels(k).pool_backward(dtotal, k, *settings)
+    return (cpu if cpu.serves(k) else eager).pool_backward(dtotal, k, eps, norm)
 
 
 @pool_backward_op.register_fake
-def pool_backward_op_fake(dtotal: Tensor, k: Tensor, *settings: Any) -> Tensor:
+def pool_backward_op_fake(dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor:
     return k.new_empty(k.shape)
-
-
-def pool_kernels(k: Tensor) -> Any:
-    return cpu_kernels(k) if k.device.type == "cpu" else linear_blocked
 
 
 def save_pool_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from causalrn.ops.pairs import PairRule, PairTerms, arithmetic_dtype
+from causalrn.ops.dispatch import arithmetic_dtype
+from causalrn.ops.pairs import PairRule, PairTerms
 
 # Bounds of |gain_i norm(q_i + k_j)| + log(number of pairs): float32 holds exp(-87.3) to exp(88.7), float64 10 times that.
 RANGES = {torch.float32: 86.0, torch.float64: 700.0}

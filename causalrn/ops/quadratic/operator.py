@@ -1,30 +1,37 @@
 """The quadratic relation as one PyTorch operator, which the dispatcher sends to the best kernel of each device."""
 
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.dispatch import arithmetic_dtype, triton_serves
 from causalrn.ops.pairs import (
     SCHEMA,
     Activation,
     Norm,
     PairRule,
     PairTerms,
-    arithmetic_dtype,
     check_values,
     convert_terms,
     from_schema,
 )
-from causalrn.ops.quadratic import cpu
-from causalrn.ops.quadratic import eager as tiled
+from causalrn.ops.quadratic import cpu, eager
 from causalrn.ops.quadratic.exponents import plan_shift
 
-# The dtypes of the Triton kernels.
-TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+class Kernels(Protocol):
+    """What the modules `cpu`, `gpu` and `eager` have in common. No tensor is empty."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None
+    ) -> Tensor: ...
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
 def relation_quadratic(
@@ -104,19 +111,16 @@ def convert(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule) -> tuple[Ten
     return q, k, convert_terms("relation_quadratic", terms, rule, rows, arithmetic_dtype(q))
 
 
-def cpu_kernels(q: Tensor) -> Any:
-    """The module whose `forward` and `backward` serve this CPU tensor."""
-    return cpu if native.serves(q) else tiled
+def cpu_kernels(q: Tensor) -> Kernels:
+    return cpu if native.serves(q) else eager
 
 
-def cuda_kernels(q: Tensor) -> Any:
-    """The module whose `forward` and `backward` serve this CUDA tensor."""
-    if q.dtype not in TRITON_DTYPES or find_spec("triton") is None:
-        return tiled
-    # Importing the package must not need Triton.
-    from causalrn.ops.quadratic import gpu as quadratic_triton
+def cuda_kernels(q: Tensor) -> Kernels:
+    if not triton_serves(q):
+        return eager
+    from causalrn.ops.quadratic import gpu
 
-    return quadratic_triton
+    return gpu
 
 
 @torch.library.custom_op(
@@ -135,7 +139,7 @@ def forward_op_cuda(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tenso
     return run_forward(cuda_kernels(q), q, k, *settings)
 
 
-def run_forward(kernels: Any, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def run_forward(kernels: Kernels, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The value and the shift, which is empty unless it is asked for."""
     *flat, shifted = settings
     shift = q.new_zeros(q.shape if shifted else (0,), dtype=arithmetic_dtype(q))
@@ -165,17 +169,17 @@ def backward_op_cuda(grad: Tensor, q: Tensor, k: Tensor, *settings: Any) -> tupl
 
 
 def run_backward(
-    kernels: Any, grad: Tensor, q: Tensor, k: Tensor, *settings: Any
+    kernels: Kernels, grad: Tensor, q: Tensor, k: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients, with an empty tensor for that of a gain which is not there."""
     *flat, shift = settings
     terms, rule = from_schema(*flat)
-    no_gain = q.new_empty(0)
-    if q.numel() == 0:
-        dgain = no_gain if terms.gain is None else torch.zeros_like(terms.gain)
-        return torch.zeros_like(q), torch.zeros_like(k), dgain
-    dq, dk, dgain = kernels.backward(grad, q, k, terms, rule, shift)
-    return dq, dk, no_gain if terms.gain is None else dgain
+    if q.numel() > 0:
+        dq, dk, dgain = kernels.backward(grad, q, k, terms, rule, shift)
+    else:
+        dq, dk = torch.zeros_like(q), torch.zeros_like(k)
+        dgain = None if terms.gain is None else torch.zeros_like(terms.gain)
+    return dq, dk, q.new_empty(0) if dgain is None else dgain
 
 
 @backward_op.register_fake

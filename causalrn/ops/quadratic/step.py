@@ -1,28 +1,17 @@
 """One decoding step of the quadratic relation as a PyTorch operator: one query per row against a pool of keys."""
 
-import math
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.ops.pairs import (
-    SCHEMA,
-    PairRule,
-    PairTerms,
-    arithmetic_dtype,
-    check_values,
-    convert_terms,
-    from_schema,
-)
-from causalrn.ops.quadratic import cpu
-from causalrn.ops.quadratic.exponents import beyond_range, plan_shift
-from causalrn.ops.reference import ACTIVATIONS, normalise
+from causalrn.ops.dispatch import arithmetic_dtype, has_triton
+from causalrn.ops.pairs import SCHEMA, PairRule, PairTerms, check_values, convert_terms, from_schema
+from causalrn.ops.quadratic import cpu, eager
+from causalrn.ops.quadratic.exponents import plan_shift
 
-# Elements (B, positions, H, D) that the PyTorch path forms at a time.
-BLOCK_ELEMENTS = 2**20
 # All channels of a position have to fit into the registers of a Triton program.
 MAX_TRITON_CHANNELS = 8192
 
@@ -82,77 +71,31 @@ def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[T
             f"{pool.shape[1]}, the positions of the pool"
         )
     check_values("relation_quadratic_step", PairTerms(*settings[:3]))
-    compiled = q.numel() > 0 and cpu.serves_step(q, pool)
-    return run(cpu.step if compiled else blocked, q, pool, lengths, *settings)
+    return run(cpu.step if cpu.serves_step(q, pool) else eager.step, q, pool, lengths, *settings)
 
 
 @step_op.register_kernel("cuda")
 def step_op_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     wide = torch.float64 in (q.dtype, pool.dtype)
-    if q.numel() == 0 or wide or q.shape[2] > MAX_TRITON_CHANNELS or find_spec("triton") is None:
-        return run(blocked, q, pool, lengths, *settings)
+    if wide or q.shape[2] > MAX_TRITON_CHANNELS or not has_triton():
+        return run(eager.step, q, pool, lengths, *settings)
     # Importing the package must not need Triton.
-    from causalrn.ops.quadratic import step_gpu as quadratic_step_triton
+    from causalrn.ops.quadratic import step_gpu
 
-    return run(quadratic_step_triton.forward, q, pool, lengths, *settings)
+    return run(step_gpu.step, q, pool, lengths, *settings)
 
 
-def run(forward: Any, q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def run(
+    step: Callable[..., Tensor], q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor]:
     """The value and the shift, which is empty unless it is asked for."""
     *flat, shifted = settings
     shift = q.new_zeros(q.shape if shifted else (0,), dtype=arithmetic_dtype(q))
-    return forward(q, pool, lengths, *from_schema(*flat), shift if shifted else None), shift
+    if q.numel() == 0:
+        return torch.empty_like(q), shift
+    return step(q, pool, lengths, *from_schema(*flat), shift if shifted else None), shift
 
 
 @step_op.register_fake
 def step_op_fake(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape if settings[-1] else (0,), dtype=arithmetic_dtype(q))
-
-
-def blocked(
-    q: Tensor,
-    pool: Tensor,
-    lengths: Tensor,
-    terms: PairTerms,
-    rule: PairRule,
-    shift: Tensor | None = None,
-) -> Tensor:
-    """The operator in plain PyTorch, a block of positions at a time: any device and dtype.
-
-    Of rows beyond the range, `shift` (zeros) is filled in.
-    """
-    gain, window, slope = terms
-    batch, positions, heads, channels = pool.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
-    query = q.to(wide)[:, None]
-    total = torch.zeros_like(query[:, 0])
-    block = max(1, BLOCK_ELEMENTS // max(1, batch * heads * channels))
-    count = lengths[:, None] if window is None else torch.minimum(lengths[:, None], window)
-    beyond = None
-    if shift is not None and gain is not None:
-        beyond = beyond_range(gain, count, channels, slope, shift.dtype)[..., None]
-        # Below every exponent.
-        shift.masked_fill_(beyond, -math.inf)
-        beyond = beyond if beyond.any() else None
-    for start in range(0, positions, block):
-        z = normalise(query + pool[:, start : start + block].to(wide), rule.norm, rule.eps)
-        if gain is not None:
-            z = z * gain.to(wide)[:, None, :, None]
-        # (B, block, 1): how far each position lies before the receiving one.
-        distance = lengths[:, None] - 1 - torch.arange(start, start + z.shape[1], device=q.device)
-        distance = distance[:, :, None]
-        reached = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        if beyond is not None and shift is not None:
-            exponents = z if slope is None else z - slope.to(wide)[:, None] * distance[..., None]
-            exponents = exponents.masked_fill(~reached[..., None], -math.inf)
-            largest = torch.where(beyond, torch.maximum(shift, exponents.amax(1)), shift)
-            # Before the first position in reach everything is exp(-inf) = 0.
-            base = largest.masked_fill(largest == -math.inf, 0)
-            total = total * torch.exp(shift - base) + torch.exp(exponents - base[:, None]).sum(1)
-            shift.copy_(largest)
-            continue
-        pairs = ACTIVATIONS[rule.activation](z).masked_fill(~reached[..., None], 0)
-        if slope is not None:
-            pairs = pairs * torch.exp(-slope.to(wide) * distance)[..., None]
-        total = total + pairs.sum(1)
-    return (total / count[..., None]).to(q.dtype)

@@ -93,7 +93,7 @@ def _step_kernel(
     tl.store(sums + at, total, mask=inside)
 
 
-def forward(
+def step(
     q: Tensor,
     pool: Tensor,
     lengths: Tensor,
@@ -101,7 +101,7 @@ def forward(
     rule: PairRule,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic_step`, not float64. Of rows beyond the range, `shift` is filled in."""
+    """The value of one decoding step, not in float64; fills in the rows of `shift`, zeros, that go beyond the range."""
     gain, window, slope = terms
     batch, positions, heads, channels = pool.shape
     if pool.stride(3) != 1:

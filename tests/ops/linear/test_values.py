@@ -13,7 +13,7 @@ from causalrn.ops.linear import operator as linear
 from causalrn.ops.linear.operator import relation_linear_pool
 from causalrn.ops.reference import LinearState, normalise, relation_linear_reference
 
-PATHS = (*native.INSTRUCTION_SETS, "blocked")
+PATHS = (*native.INSTRUCTION_SETS, "eager")
 # Float32 against float64, relative to the largest element: rounding of statistics, exponents up to about 5 and sums.
 TOLERANCE = 1e-5
 
@@ -26,7 +26,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poison
 
 
 def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path == "blocked":
+    if path == "eager":
         monkeypatch.setattr(native, "serves", lambda x: False)
     elif path in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, path)
@@ -236,7 +236,7 @@ def test_same_result_in_every_run_and_on_any_number_of_threads(path: str, batch:
     # PyTorch's own reductions, which the path without a compiler is made of, split by thread.
     assert_near(results[2], results[3], 0)
     for result in results[:2]:
-        assert_near(result, results[3], TOLERANCE if path == "blocked" else 0)
+        assert_near(result, results[3], TOLERANCE if path == "eager" else 0)
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])

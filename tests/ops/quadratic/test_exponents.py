@@ -20,7 +20,7 @@ from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import relation_quadratic_log_reference
 
-PATHS = (*native.INSTRUCTION_SETS, "tiled")
+PATHS = (*native.INSTRUCTION_SETS, "eager")
 # The recipe's gain of configs/copy/extrapolate.yaml at position 1e6: with D 3072 exponents reach 260.
 GAIN = LogLengthGain(0.4, 100.0)(torch.tensor(1_000_000)).item()
 CHANNELS = 3072
@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> str:
     """Each compiled instruction set, then the path without a compiler; memory that stays unwritten holds NaN."""
-    if request.param == "tiled":
+    if request.param == "eager":
         monkeypatch.setattr(native, "serves", lambda x: False)
     elif request.param in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, request.param)

@@ -94,7 +94,7 @@ class TestKernels:
         q, pool, lengths, gain = (x.to(DEVICE) for x in (q, pool, lengths, gain))
         shift = torch.zeros_like(q)
         terms = PairTerms(gain, slope=torch.tensor([0.0, 1.5], device=DEVICE))
-        out = quadratic_step_triton.forward(q, pool, lengths, terms, PairRule(1e-5), shift)
+        out = quadratic_step_triton.step(q, pool, lengths, terms, PairRule(1e-5), shift)
         assert row_error((out.log() + shift).cpu(), exact) < 1e-5
 
 
@@ -115,7 +115,7 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, tmp_path: Path, monkeypatch:
         quadratic_triton.forward(q, k, terms, rule, shift)
         quadratic_triton.backward(q, q, k, terms, rule, shift)
         step_terms = terms._replace(gain=torch.ones(1, 2))
-        quadratic_step_triton.forward(q[:, 0].float(), k, torch.tensor([40]), step_terms, rule, shift[:, 0])
+        quadratic_step_triton.step(q[:, 0].float(), k, torch.tensor([40]), step_terms, rule, shift[:, 0])
 
     launches = record_launches(monkeypatch, launch)
     kernels = [launch.kernel.__name__ for launch in launches]

@@ -103,7 +103,7 @@ MEASURE_PEAK = """
 import sys, torch
 from benchmarks.common import status_bytes
 from causalrn.ops import native, relation_quadratic
-if sys.argv[1] == "tiled":
+if sys.argv[1] == "eager":
     native.serves = lambda x: False
 length, channels = int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(2)
@@ -119,7 +119,7 @@ print(step(length))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "length", "channels"), [("native", 8192, 192), ("tiled", 1024, 64)])
+@pytest.mark.parametrize(("path", "length", "channels"), [("native", 8192, 192), ("eager", 1024, 64)])
 def test_peak_memory(path: str, length: int, channels: int) -> None:
     """300 MB above the inputs hold T 8192, D 192 with its gradients (25 MB); the plain formula needs 50 GB."""
     if path == "native" and not native.supported_instruction_sets():

@@ -32,7 +32,7 @@ def run(q: torch.Tensor, pool: torch.Tensor, lengths: torch.Tensor, **settings: 
 
     terms, rule = terms_and_rule(q, **settings)
     terms = PairTerms(*(None if x is None else x.to(q.device) for x in terms))
-    return quadratic_step_triton.forward(q, pool, lengths, terms, rule)
+    return quadratic_step_triton.step(q, pool, lengths, terms, rule)
 
 
 @needs_device
