@@ -1,13 +1,33 @@
-"""What every operator asks before it runs: in which dtype to compute, and whether Triton's kernels take a tensor."""
+"""Defines the PyTorch operators: the dispatcher sends each call to the kernel of its tensors' device."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef  # pyright: ignore[reportPrivateImportUsage]
 
 # The dtypes that the Triton kernels read and write tensors in.
 TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def define(
+    name: str, schema: str, *, cpu: Callable[..., Any], cuda: Callable[..., Any], fake: Callable[..., Any]
+) -> CustomOpDef:
+    """Registers the operator `causalrn::name`, which has a kernel for each kind of device.
+
+    Args:
+        schema: arguments and results. They are flat: no types of ours.
+        fake: gives results of the right shapes and dtypes without computing them.
+    """
+    operator = torch.library.custom_op(
+        f"causalrn::{name}", cpu, mutates_args=(), device_types="cpu", schema=schema
+    )
+    operator.register_kernel("cuda", cuda)
+    operator.register_fake(fake)
+    return operator
 
 
 def arithmetic_dtype(x: Tensor) -> torch.dtype:
@@ -21,5 +41,5 @@ def has_triton() -> bool:
 
 
 def triton_serves(x: Tensor) -> bool:
-    """Whether Triton is there and its kernels take tensors of this dtype. Importing the package must not need Triton."""
-    return x.dtype in TRITON_DTYPES and has_triton()
+    """Whether Triton is there and its kernels take this tensor. Importing the package must not need Triton."""
+    return x.dtype in TRITON_DTYPES and x.numel() > 0 and has_triton()

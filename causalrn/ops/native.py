@@ -36,8 +36,8 @@ def load_library(path: Path = LIBRARY_PATH) -> ctypes.CDLL | None:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the library is there and takes tensors of this dtype."""
-    return x.dtype in DTYPES and load_library() is not None
+    """Whether the library is there and takes this tensor: of the dtypes above, and not empty."""
+    return x.dtype in DTYPES and x.numel() > 0 and load_library() is not None
 
 
 def supported_instruction_sets() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops import native
-from causalrn.ops.dispatch import arithmetic_dtype
+from causalrn.ops.dispatch import arithmetic_dtype, define
 from causalrn.ops.pairs import Norm
 
 # Elements below which starting another thread costs more than it saves.
@@ -77,47 +77,17 @@ def eager_backward(
     return (across / (s + eps)).to(grad.dtype)
 
 
-@torch.library.custom_op(
-    "causalrn::normalise",
-    mutates_args=(),
-    schema="(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
-)
-def forward_op(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    return eager(x, norm, eps)
-
-
-@forward_op.register_kernel("cpu")
-def forward_op_cpu(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+def forward_on_cpu(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
     if not native.serves(x):
         return eager(x, norm, eps)
-    spread = torch.empty(x.shape[:-1], dtype=arithmetic_dtype(x))
+    spread = torch.empty(x.shape[:-1], dtype=torch.float32)
     return call("normalise_forward", x.contiguous(), spread, norm, eps), spread
 
 
-@forward_op.register_fake
-def forward_op_fake(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=arithmetic_dtype(x))
-
-
-@torch.library.custom_op(
-    "causalrn::normalise_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
-)
-def backward_op(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    return eager_backward(grad, y, spread, norm, eps)
-
-
-@backward_op.register_kernel("cpu")
-def backward_op_cpu(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
+def backward_on_cpu(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
     if not native.serves(y):
         return eager_backward(grad, y, spread, norm, eps)
     return call("normalise_backward", y.contiguous(), spread.contiguous(), norm, eps, grad.contiguous())
-
-
-@backward_op.register_fake
-def backward_op_fake(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    return y.new_empty(y.shape)
 
 
 def call(kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None = None) -> Tensor:
@@ -148,4 +118,18 @@ def differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Non
     return torch.ops.causalrn.normalise_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None
 
 
+forward_op = define(
+    "normalise",
+    "(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
+    cpu=forward_on_cpu,
+    cuda=eager,
+    fake=lambda x, *rule: (x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=arithmetic_dtype(x))),
+)
+backward_op = define(
+    "normalise_backward",
+    "(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
+    cpu=backward_on_cpu,
+    cuda=eager_backward,
+    fake=lambda grad, y, *rest: y.new_empty(y.shape),
+)
 forward_op.register_autograd(differentiate, setup_context=save_result)

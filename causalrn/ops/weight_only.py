@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.dispatch import define
 
 # In the order of WeightType in csrc/stored_linear.cpp.
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -54,17 +55,7 @@ def stored_linear(
     return y.view(*x.shape[:-1], outputs)
 
 
-@torch.library.custom_op(
-    "causalrn::stored_linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor",
-)
-def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    return eager(x, weight, scale, bias)
-
-
-@stored_linear_op.register_kernel("cpu")
-def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def stored_linear_on_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0]
     if x.dtype is not torch.float32 or not 0 < rows <= MAX_ROWS or not native.serves(x):
         return eager(x, weight, scale, bias)
@@ -82,14 +73,18 @@ def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Ten
     return y
 
 
-@stored_linear_op.register_fake
-def stored_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    return x.new_empty(len(x), len(weight))
-
-
 def eager(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """The operator in plain PyTorch."""
     wide = weight.to(x.dtype)
     if scale is not None:
         wide = wide * scale[:, None].to(x.dtype)
     return F.linear(x, wide, None if bias is None else bias.to(x.dtype))
+
+
+stored_linear_op = define(
+    "stored_linear",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor",
+    cpu=stored_linear_on_cpu,
+    cuda=eager,
+    fake=lambda x, weight, *rest: x.new_empty(len(x), len(weight)),
+)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops.context_parallel import active_split, state_elsewhere
-from causalrn.ops.dispatch import arithmetic_dtype, triton_serves
+from causalrn.ops.dispatch import arithmetic_dtype, define, triton_serves
 from causalrn.ops.linear import cpu, eager
 from causalrn.ops.reference import LinearState
 
@@ -15,7 +15,7 @@ LinearNorm = Literal["layer", "rms"]
 
 
 class Kernels(Protocol):
-    """What the modules `cpu`, `gpu` and `eager` have in common. No tensor is empty."""
+    """What the modules `cpu`, `gpu` and `eager` have in common."""
 
     def forward(
         self, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool, norm: str
@@ -25,6 +25,10 @@ class Kernels(Protocol):
         self, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool,
         norm: str,
     ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+    def pool(self, k: Tensor, eps: float, norm: str) -> Tensor: ...
+
+    def pool_backward(self, dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor: ...
 
 
 def relation_linear(
@@ -134,75 +138,39 @@ def cuda_kernels(q: Tensor) -> Kernels:
     return gpu
 
 
-def run_forward(
-    kernels: Kernels, q: Tensor, k: Tensor, total: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    if q.numel() == 0:
-        return torch.empty_like(q), copy_or_zeros(total, q)
-    return kernels.forward(q, k, total, *settings)
-
-
-def run_backward(
-    kernels: Kernels, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    if q.numel() == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), copy_or_zeros(dtotal, q)
-    return kernels.backward(dy, dtotal, q, k, *settings)
-
-
-def copy_or_zeros(total: Tensor | None, q: Tensor) -> Tensor:
-    return new_total(q).zero_() if total is None else total.clone(memory_format=torch.contiguous_format)
-
-
 def new_total(q: Tensor) -> Tensor:
     return q.new_empty(q.shape[0], *q.shape[2:], dtype=arithmetic_dtype(q))
 
 
-@torch.library.custom_op(
-    "causalrn::relation_linear",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) -> (Tensor y, Tensor total)",
+forward_op = define(
+    "relation_linear",
+    "(Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) -> (Tensor y, Tensor total)",
+    cpu=lambda q, *rest: cpu_kernels(q).forward(q, *rest),
+    cuda=lambda q, *rest: cuda_kernels(q).forward(q, *rest),
+    fake=lambda q, *rest: (q.new_empty(q.shape), new_total(q)),
 )
-def forward_op(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return run_forward(cpu_kernels(q), q, k, *settings)
-
-
-@forward_op.register_kernel("cuda")
-def forward_op_cuda(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return run_forward(cuda_kernels(q), q, k, *settings)
-
-
-@forward_op.register_fake
-def forward_op_fake(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), new_total(q)
-
-
-@torch.library.custom_op(
-    "causalrn::relation_linear_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor dy, Tensor? dtotal, Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) "
+backward_op = define(
+    "relation_linear_backward",
+    "(Tensor dy, Tensor? dtotal, Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) "
     "-> (Tensor dq, Tensor dk, Tensor dtotal_in)",
+    cpu=lambda dy, dtotal, q, *rest: cpu_kernels(q).backward(dy, dtotal, q, *rest),
+    cuda=lambda dy, dtotal, q, *rest: cuda_kernels(q).backward(dy, dtotal, q, *rest),
+    fake=lambda dy, dtotal, q, *rest: (q.new_empty(q.shape), q.new_empty(q.shape), new_total(q)),
 )
-def backward_op(
-    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return run_backward(cpu_kernels(q), dy, dtotal, q, k, *settings)
-
-
-@backward_op.register_kernel("cuda")
-def backward_op_cuda(
-    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return run_backward(cuda_kernels(q), dy, dtotal, q, k, *settings)
-
-
-@backward_op.register_fake
-def backward_op_fake(
-    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), new_total(q)
+pool_op = define(
+    "relation_linear_pool",
+    "(Tensor k, float eps, str norm) -> Tensor",
+    cpu=lambda k, *rule: cpu_kernels(k).pool(k, *rule),
+    cuda=lambda k, *rule: cuda_kernels(k).pool(k, *rule),
+    fake=lambda k, *rule: new_total(k),
+)
+pool_backward_op = define(
+    "relation_linear_pool_backward",
+    "(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
+    cpu=lambda dtotal, k, *rule: cpu_kernels(k).pool_backward(dtotal, k, *rule),
+    cuda=lambda dtotal, k, *rule: cuda_kernels(k).pool_backward(dtotal, k, *rule),
+    fake=lambda dtotal, k, *rule: k.new_empty(k.shape),
+)
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -217,50 +185,6 @@ def differentiate(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, 
     return dq, dk, None if total is None else dtotal_in, None, None, None
 
 
-forward_op.register_autograd(differentiate, setup_context=save_inputs)
-
-
-# The pool is a pass over k alone: on a GPU, plain PyTorch that reads it block by block serves well enough.
-@torch.library.custom_op(
-    "causalrn::relation_linear_pool", mutates_args=(), schema="(Tensor k, float eps, str norm) -> Tensor"
-)
-def pool_op(k: Tensor, eps: float, norm: str) -> Tensor:
-    return new_total(k).zero_() if k.numel() == 0 else eager.pool(k, eps, norm)
-
-
-@pool_op.register_kernel("cpu")
-def pool_op_cpu(k: Tensor, eps: float, norm: str) -> Tensor:
-    if k.numel() == 0:
-        return new_total(k).zero_()
-    return (cpu if cpu.serves(k) else eager).pool(k, eps, norm)
-
-
-@pool_op.register_fake
-def pool_op_fake(k: Tensor, eps: float, norm: str) -> Tensor:
-    return new_total(k)
-
-
-@torch.library.custom_op(
-    "causalrn::relation_linear_pool_backward",
-    mutates_args=(),
-    schema="(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
-)
-def pool_backward_op(dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor:
-    return torch.zeros_like(k) if k.numel() == 0 else eager.pool_backward(dtotal, k, eps, norm)
-
-
-@pool_backward_op.register_kernel("cpu")
-def pool_backward_op_cpu(dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor:
-    if k.numel() == 0:
-        return torch.zeros_like(k)
-    return (cpu if cpu.serves(k) else eager).pool_backward(dtotal, k, eps, norm)
-
-
-@pool_backward_op.register_fake
-def pool_backward_op_fake(dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor:
-    return k.new_empty(k.shape)
-
-
 def save_pool_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     k, *settings = inputs
     ctx.save_for_backward(k)
@@ -272,4 +196,5 @@ def differentiate_pool(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.causalrn.relation_linear_pool_backward(dtotal, k, *ctx.settings), None, None
 
 
+forward_op.register_autograd(differentiate, setup_context=save_inputs)
 pool_op.register_autograd(differentiate_pool, setup_context=save_pool_inputs)

@@ -97,7 +97,7 @@ def call(
 
 def serves_step(q: Tensor, pool: Tensor) -> bool:
     """Whether the compiled step is there and takes these tensors."""
-    return q.dtype is torch.float32 and native.serves(pool) and pool.stride(3) == 1
+    return q.dtype is torch.float32 and native.serves(q) and native.serves(pool) and pool.stride(3) == 1
 
 
 def step(

@@ -165,7 +165,7 @@ def tiles(
     (batch, heads, n_queries, channels), n_keys = q.shape, k.shape[2]
     size = max(1, math.isqrt(TILE_ELEMENTS // max(1, batch * heads * channels)))
     # Few queries leave room for many keys.
-    width = max(1, size * size // min(size, n_queries))
+    width = size * size // min(size, max(1, n_queries))
     for first in range(0, n_queries, size):
         queries = slice(first, min(first + size, n_queries))
         end = queries.stop + n_keys - n_queries if causal else n_keys

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causalrn.ops import native
-from causalrn.ops.dispatch import arithmetic_dtype, triton_serves
+from causalrn.ops.dispatch import arithmetic_dtype, define, triton_serves
 from causalrn.ops.pairs import (
     SCHEMA,
     Activation,
@@ -23,7 +23,7 @@ from causalrn.ops.quadratic.exponents import plan_shift
 
 
 class Kernels(Protocol):
-    """What the modules `cpu`, `gpu` and `eager` have in common. No tensor is empty."""
+    """What the modules `cpu`, `gpu` and `eager` have in common."""
 
     def forward(
         self, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None
@@ -123,49 +123,16 @@ def cuda_kernels(q: Tensor) -> Kernels:
     return gpu
 
 
-@torch.library.custom_op(
-    "causalrn::relation_quadratic",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor q, Tensor k, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
-)
-def forward_op(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    check_values("relation_quadratic", PairTerms(*settings[:3]))
-    return run_forward(cpu_kernels(q), q, k, *settings)
-
-
-@forward_op.register_kernel("cuda")
-def forward_op_cuda(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return run_forward(cuda_kernels(q), q, k, *settings)
-
-
 def run_forward(kernels: Kernels, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The value and the shift, which is empty unless it is asked for."""
     *flat, shifted = settings
     shift = q.new_zeros(q.shape if shifted else (0,), dtype=arithmetic_dtype(q))
-    if q.numel() == 0:
-        return torch.empty_like(q), shift
     return kernels.forward(q, k, *from_schema(*flat), shift if shifted else None), shift
 
 
-@forward_op.register_fake
-def forward_op_fake(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape if settings[-1] else (0,), dtype=arithmetic_dtype(q))
-
-
-@torch.library.custom_op(
-    "causalrn::relation_quadratic_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor grad, Tensor q, Tensor k, {SCHEMA}, Tensor? shift) -> (Tensor dq, Tensor dk, Tensor dgain)",
-)
-def backward_op(grad: Tensor, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return run_backward(cpu_kernels(q), grad, q, k, *settings)
-
-
-@backward_op.register_kernel("cuda")
-def backward_op_cuda(grad: Tensor, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return run_backward(cuda_kernels(q), grad, q, k, *settings)
+def forward_on_cpu(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    check_values("relation_quadratic", PairTerms(*settings[:3]))
+    return run_forward(cpu_kernels(q), q, k, *settings)
 
 
 def run_backward(
@@ -173,21 +140,35 @@ def run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients, with an empty tensor for that of a gain which is not there."""
     *flat, shift = settings
-    terms, rule = from_schema(*flat)
-    if q.numel() > 0:
-        dq, dk, dgain = kernels.backward(grad, q, k, terms, rule, shift)
-    else:
-        dq, dk = torch.zeros_like(q), torch.zeros_like(k)
-        dgain = None if terms.gain is None else torch.zeros_like(terms.gain)
+    dq, dk, dgain = kernels.backward(grad, q, k, *from_schema(*flat), shift)
     return dq, dk, q.new_empty(0) if dgain is None else dgain
 
 
-@backward_op.register_fake
-def backward_op_fake(
+def forward_fake(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape if settings[-1] else (0,), dtype=arithmetic_dtype(q))
+
+
+def backward_fake(
     grad: Tensor, q: Tensor, k: Tensor, gain: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dgain = q.new_empty(0) if gain is None else gain.new_empty(gain.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), dgain
+
+
+forward_op = define(
+    "relation_quadratic",
+    f"(Tensor q, Tensor k, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
+    cpu=forward_on_cpu,
+    cuda=lambda q, k, *settings: run_forward(cuda_kernels(q), q, k, *settings),
+    fake=forward_fake,
+)
+backward_op = define(
+    "relation_quadratic_backward",
+    f"(Tensor grad, Tensor q, Tensor k, {SCHEMA}, Tensor? shift) -> (Tensor dq, Tensor dk, Tensor dgain)",
+    cpu=lambda grad, q, *rest: run_backward(cpu_kernels(q), grad, q, *rest),
+    cuda=lambda grad, q, *rest: run_backward(cuda_kernels(q), grad, q, *rest),
+    fake=backward_fake,
+)
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

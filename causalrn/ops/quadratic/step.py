@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.ops.dispatch import arithmetic_dtype, has_triton
+from causalrn.ops.dispatch import arithmetic_dtype, define, has_triton
 from causalrn.ops.pairs import SCHEMA, PairRule, PairTerms, check_values, convert_terms, from_schema
 from causalrn.ops.quadratic import cpu, eager
 from causalrn.ops.quadratic.exponents import plan_shift
+from causalrn.ops.quadratic.operator import forward_fake
 
 # All channels of a position have to fit into the registers of a Triton program.
 MAX_TRITON_CHANNELS = 8192
@@ -57,13 +58,7 @@ def relation_quadratic_step(
     return out, shift if shifted else None
 
 
-@torch.library.custom_op(
-    "causalrn::relation_quadratic_step",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor q, Tensor pool, Tensor lengths, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
-)
-def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def step_on_cpu(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     # On the CPU a look costs nothing, and the kernel would read beyond the pool.
     if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= pool.shape[1]:
         raise ValueError(
@@ -74,10 +69,9 @@ def step_op(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[T
     return run(cpu.step if cpu.serves_step(q, pool) else eager.step, q, pool, lengths, *settings)
 
 
-@step_op.register_kernel("cuda")
-def step_op_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def step_on_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     wide = torch.float64 in (q.dtype, pool.dtype)
-    if wide or q.shape[2] > MAX_TRITON_CHANNELS or not has_triton():
+    if q.numel() == 0 or wide or q.shape[2] > MAX_TRITON_CHANNELS or not has_triton():
         return run(eager.step, q, pool, lengths, *settings)
     # Importing the package must not need Triton.
     from causalrn.ops.quadratic import step_gpu
@@ -91,11 +85,13 @@ def run(
     """The value and the shift, which is empty unless it is asked for."""
     *flat, shifted = settings
     shift = q.new_zeros(q.shape if shifted else (0,), dtype=arithmetic_dtype(q))
-    if q.numel() == 0:
-        return torch.empty_like(q), shift
     return step(q, pool, lengths, *from_schema(*flat), shift if shifted else None), shift
 
 
-@step_op.register_fake
-def step_op_fake(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape if settings[-1] else (0,), dtype=arithmetic_dtype(q))
+step_op = define(
+    "relation_quadratic_step",
+    f"(Tensor q, Tensor pool, Tensor lengths, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
+    cpu=step_on_cpu,
+    cuda=step_on_cuda,
+    fake=lambda q, pool, lengths, *settings: forward_fake(q, pool, *settings),
+)

@@ -35,7 +35,9 @@ def run(q: torch.Tensor, pool: torch.Tensor, lengths: torch.Tensor, **settings: 
     return quadratic_step_triton.step(q, pool, lengths, terms, rule)
 
 
+# A steep slope overflows behind a row's length, which only the interpreter notices; nothing of it is kept.
 @needs_device
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_equals_the_definition(settings: dict[str, Any], poisoned_empty: None) -> None:
     q, pool, lengths = torch.randn(3, 2, 40), torch.randn(3, 150, 2, 40), torch.tensor([1, 64, 150])
