@@ -11,9 +11,14 @@ from torch import Tensor, nn
 from causalrn.models.cache import PoolState
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
-from causalrn.ops import normalise, relation_linear, relation_quadratic_shifted
-from causalrn.ops.pairs import PairRule, PairTerms
-from causalrn.ops.quadratic.step import relation_quadratic_step
+from causalrn.ops import (
+    PairRule,
+    PairTerms,
+    normalise,
+    relation_linear,
+    relation_quadratic_shifted,
+    relation_quadratic_step,
+)
 from causalrn.ops.reference import LinearState
 from causalrn.system import check_range
 

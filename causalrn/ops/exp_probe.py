@@ -27,7 +27,7 @@ def measure_exp_rate(device: torch.device, *, measurements: int = 9) -> float:
     `torch.exp`. On a GPU it sums exp2, one instruction of the special-function unit.
     """
     if device.type == "cuda":
-        from causalrn.ops.exp_probe_triton import make_bare_loop
+        from causalrn.ops.exp_probe_gpu import make_bare_loop
 
         loop, count = make_bare_loop(device)
     else:

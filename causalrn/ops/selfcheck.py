@@ -17,7 +17,7 @@ from torch import Tensor
 from causalrn.ops import normalise, relation_linear, relation_linear_step, relation_quadratic
 from causalrn.ops import reference as definitions
 from causalrn.ops import weight_only as stored_linear
-from causalrn.ops.linear.operator import relation_linear_pool
+from causalrn.ops.linear.operator import relation_linear_total
 from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import LinearState, relation_linear_reference, relation_quadratic_reference
@@ -97,8 +97,8 @@ def linear_checks() -> Iterator[Check]:
     q, k = torch.randn(2, 2, 3, 32)
     yield Check("relation_linear_step", take_step, take_step_by_definition, (q, k, torch.rand(2, 3, 32)))
     yield Check(
-        "relation_linear_pool",
-        lambda k: (relation_linear_pool(k, eps=EPS),),
+        "relation_linear_total",
+        lambda k: (relation_linear_total(k, eps=EPS),),
         lambda k: (definitions.normalise(k, "layer", EPS).exp().sum(1),),
         (torch.randn(2, 300, 1, 48),),
     )
@@ -130,10 +130,10 @@ def other_checks() -> Iterator[Check]:
     for channels in (48, 192):
         yield Check(
             f"relation_quadratic_step ({channels})",
-            lambda q, pool: relation_quadratic_step(
-                q, pool, torch.full(q.shape[:1], 50, device=q.device), PairTerms(), PairRule(EPS)
+            lambda q, cache: relation_quadratic_step(
+                q, cache, torch.full(q.shape[:1], 50, device=q.device), PairTerms(), PairRule(EPS)
             )[:1],
-            lambda q, pool: (relation_quadratic_reference(q[:, None], pool[:, :50], eps=EPS)[:, 0],),
+            lambda q, cache: (relation_quadratic_reference(q[:, None], cache[:, :50], eps=EPS)[:, 0],),
             (torch.randn(3, 2, channels), torch.randn(3, 64, 2, channels)),
             is_differentiable=False,
         )

@@ -22,7 +22,7 @@ def test_rate_is_plausible(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> N
 
 INTERPRET = """
 import torch, triton
-from causalrn.ops.exp_probe_triton import bare_exp_kernel
+from causalrn.ops.exp_probe_gpu import bare_exp_kernel
 x = torch.linspace(-1, 1, 64)
 out = torch.empty_like(x)
 bare_exp_kernel[(4,)](x, out, 10, 16)

@@ -62,17 +62,17 @@ def backward(
     return outputs["dq"], outputs["dk"], outputs["total_out"]
 
 
-def pool(k: Float[Tensor, "B T H D"], eps: float, norm: str) -> Float[Tensor, "B H D"]:
+def sum_keys(k: Float[Tensor, "B T H D"], eps: float, norm: str) -> Float[Tensor, "B H D"]:
     """Sum of exp(norm(k_j)) over all positions."""
     total_out = new_total(k)
     call("linear_pool", {"k": k}, {}, {"total_out": total_out}, eps, True, norm)
     return total_out
 
 
-def pool_backward(
+def sum_keys_backward(
     dtotal: Float[Tensor, "B H D"], k: Float[Tensor, "B T H D"], eps: float, norm: str
 ) -> Float[Tensor, "B T H D"]:
-    """The gradient of `pool` with respect to k."""
+    """The gradient of `sum_keys` with respect to k."""
     dk = new_like(k)
     call("linear_pool_backward", {"k": k}, {"dtotal": dtotal}, {"dk": dk}, eps, True, norm)
     return dk

@@ -68,18 +68,18 @@ def backward(
         dk[:, block] = normalisation.eager_backward(exp_k * reverse_sums, norm_k, spread, norm, eps)
         carry = carry + ratio.sum(1, dtype=torch.float64)
     dtotal_in = carry.to(dtype)
-    return dq, dk if causal else pool_backward(dtotal_in, k, eps, norm), dtotal_in
+    return dq, dk if causal else sum_keys_backward(dtotal_in, k, eps, norm), dtotal_in
 
 
-def pool(k: Float[Tensor, "B T H D"], eps: float, norm: str) -> Float[Tensor, "B H D"]:
+def sum_keys(k: Float[Tensor, "B T H D"], eps: float, norm: str) -> Float[Tensor, "B H D"]:
     """Sum of exp(norm(k_j)) over all positions."""
     return block_starts(k, None, eps, norm)[-1].to(arithmetic_dtype(k))
 
 
-def pool_backward(
+def sum_keys_backward(
     dtotal: Float[Tensor, "B H D"], k: Float[Tensor, "B T H D"], eps: float, norm: str
 ) -> Float[Tensor, "B T H D"]:
-    """The gradient of `pool` with respect to k."""
+    """The gradient of `sum_keys` with respect to k."""
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     for block in blocks(k.shape[1]):
         norm_k, spread = normalise(k[:, block], norm, eps)

@@ -26,9 +26,9 @@ class Kernels(Protocol):
         norm: str,
     ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 
-    def pool(self, k: Tensor, eps: float, norm: str) -> Tensor: ...
+    def sum_keys(self, k: Tensor, eps: float, norm: str) -> Tensor: ...
 
-    def pool_backward(self, dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor: ...
+    def sum_keys_backward(self, dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor: ...
 
 
 def relation_linear(
@@ -48,7 +48,7 @@ def relation_linear(
     positions are carried in float64 from block to block. Where a row of q, k or of the result is constant, the
     gradient of its standard deviation counts as 0 (the reference gives NaN).
 
-    Within `sequence_parallel`, q and k are this rank's part of the sequence; the result is that of the whole sequence.
+    Within `context_parallel`, q and k are this rank's part of the sequence; the result is that of the whole sequence.
 
     Exponents reach sqrt(D - 1) ("rms": sqrt(D)), so sums stay finite up to D of about 5000.
 
@@ -66,13 +66,15 @@ def relation_linear(
 
     Raises:
         ValueError: shapes or dtypes that do not belong together, an unknown norm, eps < 0, a state within
-            `sequence_parallel`.
+            `context_parallel`.
     """
     check_arguments(q, k, state, eps, norm)
     if (split := active_split()) is not None:
         if state is not None:
-            raise ValueError("relation_linear: got a state within sequence_parallel, wanted a whole sequence")
-        state = state_elsewhere(relation_linear_pool(k, eps=eps, norm=norm), q.shape[1], causal, split)
+            raise ValueError(
+                "relation_linear: got a state of a sequence split over ranks, wanted a whole sequence"
+            )
+        state = state_elsewhere(relation_linear_total(k, eps=eps, norm=norm), q.shape[1], causal, split)
     total = None if state is None else state.total.to(arithmetic_dtype(q))
     y, total = torch.ops.causalrn.relation_linear(q, k, total, eps, causal, norm)
     if state is None:
@@ -95,7 +97,7 @@ def relation_linear_step(
     return y[:, 0], state
 
 
-def relation_linear_pool(
+def relation_linear_total(
     k: Float[Tensor, "B T H D"], *, eps: float, norm: LinearNorm = "layer"
 ) -> Float[Tensor, "B H D"]:
     """What k alone adds to the state's total, sum_j exp(norm(k_j)): what another part of the sequence needs of it.
@@ -103,7 +105,7 @@ def relation_linear_pool(
     Arguments, precision and errors as `relation_linear`.
     """
     check_arguments(k, k, None, eps, norm)
-    return torch.ops.causalrn.relation_linear_pool(k, eps, norm)
+    return torch.ops.causalrn.relation_linear_total(k, eps, norm)
 
 
 def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float, norm: str) -> None:
@@ -157,18 +159,18 @@ backward_op = define(
     cuda=lambda dy, dtotal, q, *rest: cuda_kernels(q).backward(dy, dtotal, q, *rest),
     fake=lambda dy, dtotal, q, *rest: (q.new_empty(q.shape), q.new_empty(q.shape), new_total(q)),
 )
-pool_op = define(
-    "relation_linear_pool",
+total_op = define(
+    "relation_linear_total",
     "(Tensor k, float eps, str norm) -> Tensor",
-    cpu=lambda k, *rule: cpu_kernels(k).pool(k, *rule),
-    cuda=lambda k, *rule: cuda_kernels(k).pool(k, *rule),
+    cpu=lambda k, *rule: cpu_kernels(k).sum_keys(k, *rule),
+    cuda=lambda k, *rule: cuda_kernels(k).sum_keys(k, *rule),
     fake=lambda k, *rule: new_total(k),
 )
-pool_backward_op = define(
-    "relation_linear_pool_backward",
+total_backward_op = define(
+    "relation_linear_total_backward",
     "(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
-    cpu=lambda dtotal, k, *rule: cpu_kernels(k).pool_backward(dtotal, k, *rule),
-    cuda=lambda dtotal, k, *rule: cuda_kernels(k).pool_backward(dtotal, k, *rule),
+    cpu=lambda dtotal, k, *rule: cpu_kernels(k).sum_keys_backward(dtotal, k, *rule),
+    cuda=lambda dtotal, k, *rule: cuda_kernels(k).sum_keys_backward(dtotal, k, *rule),
     fake=lambda dtotal, k, *rule: k.new_empty(k.shape),
 )
 
@@ -185,16 +187,16 @@ def differentiate(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, 
     return dq, dk, None if total is None else dtotal_in, None, None, None
 
 
-def save_pool_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_keys(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     k, *settings = inputs
     ctx.save_for_backward(k)
     ctx.settings = settings
 
 
-def differentiate_pool(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate_total(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
     (k,) = ctx.saved_tensors
-    return torch.ops.causalrn.relation_linear_pool_backward(dtotal, k, *ctx.settings), None, None
+    return torch.ops.causalrn.relation_linear_total_backward(dtotal, k, *ctx.settings), None, None
 
 
 forward_op.register_autograd(differentiate, setup_context=save_inputs)
-pool_op.register_autograd(differentiate_pool, setup_context=save_pool_inputs)
+total_op.register_autograd(differentiate_total, setup_context=save_keys)

@@ -11,7 +11,7 @@ from causalrn.ops import native
 from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
 
-# Elements (of pairs, of the pool) below which another thread costs more than it saves.
+# Elements (of pairs, of the cache) below which another thread costs more than it saves.
 ELEMENTS_PER_THREAD = 2**16
 STEP_ELEMENTS_PER_THREAD = 2**15
 # Positions that one thread takes at a time. The sums of the parts are added in order: the split decides the rounding.
@@ -33,7 +33,7 @@ class StepArguments(ctypes.Structure):
     """`StepArguments` of csrc/quadratic_step.cpp."""
 
     _fields_ = native.fields(
-        pointers="q pool lengths out scratch shift gain window slope",
+        pointers="q cache lengths out scratch shift gain window slope",
         int64="batch positions heads channels batch_stride position_stride head_stride part",
         float32="eps range",
         int32="norm activation bf16",
@@ -95,14 +95,14 @@ def call(
     )
 
 
-def serves_step(q: Tensor, pool: Tensor) -> bool:
+def serves_step(q: Tensor, cache: Tensor) -> bool:
     """Whether the compiled step is there and takes these tensors."""
-    return q.dtype is torch.float32 and native.serves(q) and native.serves(pool) and pool.stride(3) == 1
+    return q.dtype is torch.float32 and native.serves(q) and native.serves(cache) and cache.stride(3) == 1
 
 
 def step(
     q: Float[Tensor, "B H D"],
-    pool: Float[Tensor, "B S H D"],
+    cache: Float[Tensor, "B S H D"],
     lengths: Int[Tensor, " B"],
     terms: PairTerms,
     rule: PairRule,
@@ -110,11 +110,11 @@ def step(
 ) -> Float[Tensor, "B H D"]:
     """The value of one decoding step; fills in the rows of `shift`, zeros, that go beyond the range."""
     q, lengths = q.contiguous(), lengths.contiguous()
-    batch, positions, heads, channels = pool.shape
+    batch, positions, heads, channels = cache.shape
     out = torch.empty_like(q)
     parts = -(-positions // PART_POSITIONS)
     scratch = q.new_empty((1 if shift is None else 2) * batch * heads * parts, channels)
-    tensors = {"q": q, "pool": pool, "lengths": lengths, "out": out, "scratch": scratch, "shift": shift}
+    tensors = {"q": q, "cache": cache, "lengths": lengths, "out": out, "scratch": scratch, "shift": shift}
     native.call(
         "quadratic_step",
         StepArguments,
@@ -123,13 +123,13 @@ def step(
         positions=positions,
         heads=heads,
         channels=channels,
-        batch_stride=pool.stride(0),
-        position_stride=pool.stride(1),
-        head_stride=pool.stride(2),
+        batch_stride=cache.stride(0),
+        position_stride=cache.stride(1),
+        head_stride=cache.stride(2),
         **numbers_of(terms, rule),
         part=PART_POSITIONS,
-        bf16=pool.dtype is torch.bfloat16,
-        threads=native.threads_for(pool.numel(), STEP_ELEMENTS_PER_THREAD),
+        bf16=cache.dtype is torch.bfloat16,
+        threads=native.threads_for(cache.numel(), STEP_ELEMENTS_PER_THREAD),
     )
     return out
 

@@ -35,7 +35,7 @@ def forward(
 
 def step(
     q: Float[Tensor, "B H D"],
-    pool: Float[Tensor, "B S H D"],
+    cache: Float[Tensor, "B S H D"],
     lengths: Int[Tensor, " B"],
     terms: PairTerms,
     rule: PairRule,
@@ -45,7 +45,7 @@ def step(
     gain, shift = (None if x is None else x[:, None] for x in (terms.gain, shift))
     # What lies behind a row's length is its future.
     rule = rule._replace(causal=True)
-    return sum_pairs(q[:, None], pool, lengths[:, None] - 1, gain, terms, rule, shift)[:, 0]
+    return sum_pairs(q[:, None], cache, lengths[:, None] - 1, gain, terms, rule, shift)[:, 0]
 
 
 def sum_pairs(
@@ -69,7 +69,7 @@ def sum_pairs(
     for queries, key_blocks in tiles(wide_q, any_k, rule.causal):
         total, shifted = out[:, :, queries], beyond is not None and beyond[:, :, queries].any()
         for keys in key_blocks:
-            # A pool in fewer bits is widened tile by tile.
+            # A cache in fewer bits is widened tile by tile.
             x = wide_q[:, :, queries, None] + any_k[:, :, None, keys].to(wide_q.dtype)
             z, _ = normalisation.eager(x, rule.norm, rule.eps)
             z = z if wide_gain is None else z * wide_gain[:, :, queries]

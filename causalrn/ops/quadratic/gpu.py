@@ -28,6 +28,7 @@ from torch import Tensor
 
 from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import beyond_range
+from causalrn.ops.quadratic.gpu_packing import first_key, last_key, pack, unpack, window_span
 from causalrn.ops.quadratic.gpu_pairs import (
     LANES,
     MASKED,
@@ -37,17 +38,7 @@ from causalrn.ops.quadratic.gpu_pairs import (
     pair_std,
     pair_weight,
 )
-from causalrn.ops.triton_common import (
-    INTERPRETED,
-    LOG2_E,
-    ceil_div,
-    first_key,
-    last_key,
-    on_device_of,
-    pack,
-    unpack,
-    window_span,
-)
+from causalrn.ops.triton_common import INTERPRETED, LOG2_E, ceil_div, on_device_of
 
 LN_2 = 0.6931471805599453
 

@@ -1,4 +1,4 @@
-"""One decoding step of the quadratic relation as a PyTorch operator: one query per row against a pool of keys."""
+"""One decoding step of the quadratic relation as a PyTorch operator: one query per row against a cache of keys."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,19 +19,19 @@ MAX_TRITON_CHANNELS = 8192
 
 def relation_quadratic_step(
     q: Float[Tensor, "B H D"],
-    pool: Float[Tensor, "B S H D"],
+    cache: Float[Tensor, "B S H D"],
     lengths: Int[Tensor, " B"],
     terms: PairTerms,
     rule: PairRule,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H D"] | None]:
-    """The last row of `relation_quadratic_shifted`: the mean over the pool's positions j of act(gain_h norm(q_h + k_jh)).
+    """The last row of `relation_quadratic_shifted`: the mean over the cache's positions j of act(gain_h norm(q_h + k_jh)).
 
-    Row b stands at position lengths[b] - 1, whose own k is in the pool already. It reads the pool once. Not
+    Row b stands at position lengths[b] - 1, whose own k is in the cache already. It reads the cache once. Not
     differentiable: decoding only.
 
     Args:
         q: receiving positions, one per row.
-        pool: k of all positions so far, in any floating dtype; rows may be longer than their length.
+        cache: k of all positions so far, in any floating dtype; rows may be longer than their length.
         lengths: number of positions of each row that count, at least 1.
         terms: with one gain per row of q, (B, H).
         rule: what becomes of each pair.
@@ -44,54 +44,54 @@ def relation_quadratic_step(
         ValueError: shapes that do not belong together, an unknown norm or activation, eps < 0, a length outside 1 to S, a
             window < 1 or a slope < 0 (the last three on a CPU only, where a look costs nothing).
     """
-    shape = (pool.shape[0], *pool.shape[2:])
-    if pool.dim() != 4 or q.shape != shape or lengths.shape != shape[:1]:
+    shape = (cache.shape[0], *cache.shape[2:])
+    if cache.dim() != 4 or q.shape != shape or lengths.shape != shape[:1]:
         raise ValueError(
-            f"relation_quadratic_step: got q {tuple(q.shape)}, pool {tuple(pool.shape)} and lengths "
+            f"relation_quadratic_step: got q {tuple(q.shape)}, cache {tuple(cache.shape)} and lengths "
             f"{tuple(lengths.shape)}, wanted (B, H, D), (B, S, H, D) and (B,)"
         )
     rows = (q.shape[0], q.shape[1])
     terms = convert_terms("relation_quadratic_step", terms, rule, rows, arithmetic_dtype(q))
-    terms, shifted = plan_shift(q, pool.shape[1], terms, rule)
+    terms, shifted = plan_shift(q, cache.shape[1], terms, rule)
     lengths = lengths.to(torch.int64)
-    out, shift = torch.ops.causalrn.relation_quadratic_step(q, pool, lengths, *terms, *rule, shifted)
+    out, shift = torch.ops.causalrn.relation_quadratic_step(q, cache, lengths, *terms, *rule, shifted)
     return out, shift if shifted else None
 
 
-def step_on_cpu(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    # On the CPU a look costs nothing, and the kernel would read beyond the pool.
-    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= pool.shape[1]:
+def step_on_cpu(q: Tensor, cache: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    # On the CPU a look costs nothing, and the kernel would read beyond the cache.
+    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= cache.shape[1]:
         raise ValueError(
             f"relation_quadratic_step: got lengths {int(lengths.min())} to {int(lengths.max())}, wanted 1 to "
-            f"{pool.shape[1]}, the positions of the pool"
+            f"{cache.shape[1]}, the positions of the cache"
         )
     check_values("relation_quadratic_step", PairTerms(*settings[:3]))
-    return run(cpu.step if cpu.serves_step(q, pool) else eager.step, q, pool, lengths, *settings)
+    return run(cpu.step if cpu.serves_step(q, cache) else eager.step, q, cache, lengths, *settings)
 
 
-def step_on_cuda(q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 in (q.dtype, pool.dtype)
+def step_on_cuda(q: Tensor, cache: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 in (q.dtype, cache.dtype)
     if q.numel() == 0 or wide or q.shape[2] > MAX_TRITON_CHANNELS or not has_triton():
-        return run(eager.step, q, pool, lengths, *settings)
+        return run(eager.step, q, cache, lengths, *settings)
     # Importing the package must not need Triton.
     from causalrn.ops.quadratic import step_gpu
 
-    return run(step_gpu.step, q, pool, lengths, *settings)
+    return run(step_gpu.step, q, cache, lengths, *settings)
 
 
 def run(
-    step: Callable[..., Tensor], q: Tensor, pool: Tensor, lengths: Tensor, *settings: Any
+    step: Callable[..., Tensor], q: Tensor, cache: Tensor, lengths: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     """The value and the shift, which is empty unless it is asked for."""
     *flat, shifted = settings
     shift = q.new_zeros(q.shape if shifted else (0,), dtype=arithmetic_dtype(q))
-    return step(q, pool, lengths, *from_schema(*flat), shift if shifted else None), shift
+    return step(q, cache, lengths, *from_schema(*flat), shift if shifted else None), shift
 
 
 step_op = define(
     "relation_quadratic_step",
-    f"(Tensor q, Tensor pool, Tensor lengths, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
+    f"(Tensor q, Tensor cache, Tensor lengths, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
     cpu=step_on_cpu,
     cuda=step_on_cuda,
-    fake=lambda q, pool, lengths, *settings: forward_fake(q, pool, *settings),
+    fake=lambda q, cache, lengths, *settings: forward_fake(q, cache, *settings),
 )

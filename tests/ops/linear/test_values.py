@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causalrn.ops import native, relation_linear, relation_linear_step
 from causalrn.ops.linear import operator as linear
-from causalrn.ops.linear.operator import relation_linear_pool
+from causalrn.ops.linear.operator import relation_linear_total
 from causalrn.ops.reference import LinearState, normalise, relation_linear_reference
 
 PATHS = (*native.INSTRUCTION_SETS, "eager")
@@ -240,12 +240,12 @@ def test_same_result_in_every_run_and_on_any_number_of_threads(path: str, batch:
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_pool_equals_the_state_of_the_whole(path: str, norm: linear.LinearNorm) -> None:
+def test_total_equals_the_state_of_the_whole(path: str, norm: linear.LinearNorm) -> None:
     _, k, _, _, dtotal = make_inputs(2, 300, 2, 40)
     k64 = k.double().requires_grad_()
     wanted = normalise(k64, norm, 1e-3).exp().sum(1)
     k.requires_grad_()
-    total = relation_linear_pool(k, eps=1e-3, norm=norm)
+    total = relation_linear_total(k, eps=1e-3, norm=norm)
     (dk,) = torch.autograd.grad(total, k, dtotal)
     (wanted_dk,) = torch.autograd.grad(wanted, k64, dtotal.double())
     assert_near({"total": total, "dk": dk}, {"total": wanted, "dk": wanted_dk}, TOLERANCE)

@@ -170,22 +170,22 @@ def test_no_shift_where_there_is_no_bound_or_no_need() -> None:
         assert torch.equal(out, relation_quadratic(q, q, gain=factor, **rule._asdict()))
 
 
-def make_pool(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:
-    """q, pool, lengths and gain of a step, with slopes 0 and 1.5, one pair nearly one-hot; and the logarithm in float64."""
-    q, pool = torch.randn(2, 2, channels), torch.randn(2, length, 2, channels)
-    q[0] = -pool[0, length // 2] + 1e-3 * q[0]
+def make_cache(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:
+    """q, cache, lengths and gain of a step, with slopes 0 and 1.5, one pair nearly one-hot; and the logarithm in float64."""
+    q, cache = torch.randn(2, 2, channels), torch.randn(2, length, 2, channels)
+    q[0] = -cache[0, length // 2] + 1e-3 * q[0]
     q[0, :, 5] += 10
     lengths, gains = torch.tensor([length, length // 3]), torch.tensor([[gain, gain], [1.0, gain]])
     exact = [
         relation_quadratic_log_reference(
             q[b, None, None].double(),
-            pool[b, None, : lengths[b]].double(),
+            cache[b, None, : lengths[b]].double(),
             PairTerms(gains[b, None].double(), slope=torch.tensor([0.0, 1.5])),
             PairRule(1e-5),
         )[0, 0]
         for b in range(2)
     ]
-    return q, pool, lengths, gains, torch.stack(exact)
+    return q, cache, lengths, gains, torch.stack(exact)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def make_pool(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:
 )
 @pytest.mark.usefixtures("path")
 def test_step(length: int, channels: int, gain: float) -> None:
-    q, pool, lengths, gains, exact = make_pool(length, channels, gain)
+    q, cache, lengths, gains, exact = make_cache(length, channels, gain)
     terms = PairTerms(gains, slope=torch.tensor([0.0, 1.5]))
-    out, shift = relation_quadratic_step(q, pool, lengths, terms, PairRule(1e-5))
+    out, shift = relation_quadratic_step(q, cache, lengths, terms, PairRule(1e-5))
     assert shift is not None
     assert exact.amax() > 88
     # The only row that stays in range.

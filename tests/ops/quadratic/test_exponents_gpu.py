@@ -12,8 +12,8 @@ from tests.ops.quadratic.test_exponents import (
     SETTINGS,
     TOLERANCE,
     differentiate,
+    make_cache,
     make_inputs,
-    make_pool,
     row_error,
     terms_and_rule,
 )
@@ -90,11 +90,11 @@ class TestKernels:
     def test_step(self) -> None:
         from causalrn.ops.quadratic import step_gpu as quadratic_step_triton
 
-        q, pool, lengths, gain, exact = make_pool(150, 100, 27.0)
-        q, pool, lengths, gain = (x.to(DEVICE) for x in (q, pool, lengths, gain))
+        q, cache, lengths, gain, exact = make_cache(150, 100, 27.0)
+        q, cache, lengths, gain = (x.to(DEVICE) for x in (q, cache, lengths, gain))
         shift = torch.zeros_like(q)
         terms = PairTerms(gain, slope=torch.tensor([0.0, 1.5], device=DEVICE))
-        out = quadratic_step_triton.step(q, pool, lengths, terms, PairRule(1e-5), shift)
+        out = quadratic_step_triton.step(q, cache, lengths, terms, PairRule(1e-5), shift)
         assert row_error((out.log() + shift).cpu(), exact) < 1e-5
 
 
