@@ -1,4 +1,4 @@
-"""The operators. Each has a definition in `reference`, and rooms of its own: `quadratic`, `linear`, `normalisation`, `weight_only`."""
+"""The operators. Their definitions stand in `reference`, their kernels in `quadratic`, `linear` and files of their names."""
 
 from causalrn.ops.linear.operator import relation_linear as relation_linear
 from causalrn.ops.linear.operator import relation_linear_step as relation_linear_step

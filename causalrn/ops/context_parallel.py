@@ -13,15 +13,15 @@ from causalrn.ops.reference import LinearState
 
 
 class SequenceSplit(NamedTuple):
-    """Which part of the sequence this rank holds: the parts follow each other in the order of the ranks."""
+    """The part of the sequence that this rank holds. The parts follow each other in the order of the ranks."""
 
     group: dist.ProcessGroup
     rank: int
     ranks: int
 
 
-# For the whole process, not per thread: the backward pass of a checkpointed block runs its forward pass again, on
-# another thread.
+# One for the whole process, and not an argument of every network, mixer and loss in between. Nor one per thread: the
+# backward pass of a checkpointed block runs its forward pass again, on another thread.
 _active: SequenceSplit | None = None
 
 
@@ -98,7 +98,7 @@ def state_elsewhere(
     """The state that the parts on other ranks leave for this one: those before it, or all others if not causal.
 
     Args:
-        own: what this rank's part adds to the total, from `relation_linear_total`; gradients flow into it from the
+        own: the sum that this rank's part adds to the total, from `relation_linear_total`; gradients flow into it from the
             other ranks' results.
         length: positions of this rank's part, which may differ from rank to rank.
     """
@@ -110,7 +110,10 @@ def state_elsewhere(
 
 
 class Exchange(torch.autograd.Function):
-    """Sum of the other ranks' tensors: of those before this one, or of all. Backward, the sum over the reverse."""
+    """Sums the tensors of the ranks before this one, or of all others.
+
+    The backward pass sums the gradients of the ranks after it, or of all others.
+    """
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, causal: bool, split: SequenceSplit) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the quadratic relation is told of its pairs (i, j): two small types that every layer passes on as they are."""
+"""Settings of the quadratic relation's pairs (i, j): two small types that every layer passes on as they are."""
 
 from typing import Any, Literal, NamedTuple, get_args
 

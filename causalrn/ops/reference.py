@@ -13,7 +13,7 @@ ACTIVATIONS = {"exp": torch.exp, "relu": F.relu, "elu": F.elu, "gelu": F.gelu}
 
 
 class LinearState(NamedTuple):
-    """What the linear relation carries from one part of a sequence to the next.
+    """The state that the linear relation carries from one part of a sequence to the next.
 
     Attributes:
         total: sum over the positions seen so far of exp(norm(k_j)), float32, shape (B, H, D).

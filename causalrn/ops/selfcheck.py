@@ -51,7 +51,7 @@ def quadratic_checks() -> Iterator[Check]:
     for n_queries, n_keys, heads, channels in sizes:
         q, k = 2 * torch.randn(1, n_queries, heads, channels), torch.randn(1, n_keys, heads, channels) - 1
         for settings in ({}, {"norm": "rms", "causal": False}, {"norm": "none"}, {"activation": "gelu"}):
-            # Without a norm, exponentials of sums need small ones.
+            # Without a norm, only small inputs keep exponentials of sums in range.
             inputs = (q / 4, k / 4) if settings.get("norm") == "none" else (q, k)
             yield quadratic_check(f"{n_queries} of {n_keys} x {heads} x {channels}", inputs, settings)
     gain = torch.rand(17, 2) + 0.5
@@ -168,7 +168,7 @@ def error_of(check: Check, device: torch.device, dtype: torch.dtype) -> float:
     exact = tuple(x.double().cpu() for x in inputs)
     weights = None
     if check.is_differentiable:
-        # Numbers that the tested dtype holds exactly.
+        # The tested dtype holds these numbers exactly.
         weights = tuple(torch.randn(x.shape).to(dtype) for x in check.definition(*exact))
     pairs = zip(
         results(check.operator, inputs, weights), results(check.definition, exact, weights), strict=True

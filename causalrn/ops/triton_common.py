@@ -1,4 +1,4 @@
-"""What the Triton kernels of both relations share: the launch environment and a few constants."""
+"""Helpers of the Triton kernels of both relations: the device to launch on, and a few constants."""
 
 import os
 from contextlib import AbstractContextManager

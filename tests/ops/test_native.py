@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import read_probe
 from causalrn.ops import (
     exp_probe,
     native,
     normalisation,
     normalise,
-    read_probe,
     relation_quadratic,
     weight_only,
 )

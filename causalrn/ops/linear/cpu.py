@@ -8,6 +8,8 @@ from torch import Tensor
 
 from causalrn.ops import native
 
+Rows = Float[Tensor, "B T H D"]
+Total = Float[Tensor, "B H D"]
 # exp(sqrt(D)) and its sums are floats below; beyond, the equation itself is out of range.
 MAX_CHANNELS = 5000
 # Elements below which starting another thread costs more than it saves.
@@ -30,14 +32,7 @@ def serves(q: Tensor) -> bool:
     return native.serves(q) and q.shape[3] <= MAX_CHANNELS
 
 
-def forward(
-    q: Float[Tensor, "B T H D"],
-    k: Float[Tensor, "B T H D"],
-    total: Float[Tensor, "B H D"] | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B H D"]]:
+def forward(q: Rows, k: Rows, total: Total | None, eps: float, causal: bool, norm: str) -> tuple[Rows, Total]:
     """The operator's rows, and the sum after the last of them."""
     y, total_out = new_like(q), new_total(q)
     outputs = {"y": y, "total_out": total_out}
@@ -46,15 +41,8 @@ def forward(
 
 
 def backward(
-    dy: Float[Tensor, "B T H D"],
-    dtotal: Float[Tensor, "B H D"] | None,
-    q: Float[Tensor, "B T H D"],
-    k: Float[Tensor, "B T H D"],
-    total: Float[Tensor, "B H D"] | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"], Float[Tensor, "B H D"]]:
+    dy: Rows, dtotal: Total | None, q: Rows, k: Rows, total: Total | None, eps: float, causal: bool, norm: str
+) -> tuple[Rows, Rows, Total]:
     """The gradients with respect to q, k and the passed total."""
     outputs = {"dq": new_like(q), "dk": new_like(k), "total_out": new_total(q)}
     totals = {"total": total, "dtotal": dtotal}
@@ -62,16 +50,14 @@ def backward(
     return outputs["dq"], outputs["dk"], outputs["total_out"]
 
 
-def sum_keys(k: Float[Tensor, "B T H D"], eps: float, norm: str) -> Float[Tensor, "B H D"]:
+def sum_keys(k: Rows, eps: float, norm: str) -> Total:
     """Sum of exp(norm(k_j)) over all positions."""
     total_out = new_total(k)
     call("linear_pool", {"k": k}, {}, {"total_out": total_out}, eps, True, norm)
     return total_out
 
 
-def sum_keys_backward(
-    dtotal: Float[Tensor, "B H D"], k: Float[Tensor, "B T H D"], eps: float, norm: str
-) -> Float[Tensor, "B T H D"]:
+def sum_keys_backward(dtotal: Total, k: Rows, eps: float, norm: str) -> Rows:
     """The gradient of `sum_keys` with respect to k."""
     dk = new_like(k)
     call("linear_pool_backward", {"k": k}, {"dtotal": dtotal}, {"dk": dk}, eps, True, norm)

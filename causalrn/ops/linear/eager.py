@@ -11,17 +11,12 @@ from torch import Tensor
 from causalrn.ops import normalisation
 from causalrn.ops.dispatch import arithmetic_dtype
 
+Rows = Float[Tensor, "B T H D"]
+Total = Float[Tensor, "B H D"]
 BLOCK_LENGTH = 256
 
 
-def forward(
-    q: Float[Tensor, "B T H D"],
-    k: Float[Tensor, "B T H D"],
-    total: Float[Tensor, "B H D"] | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B H D"]]:
+def forward(q: Rows, k: Rows, total: Total | None, eps: float, causal: bool, norm: str) -> tuple[Rows, Total]:
     """The operator's rows, and the sum after the last of them."""
     dtype = arithmetic_dtype(q)
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -38,15 +33,8 @@ def forward(
 
 
 def backward(
-    dy: Float[Tensor, "B T H D"],
-    dtotal: Float[Tensor, "B H D"] | None,
-    q: Float[Tensor, "B T H D"],
-    k: Float[Tensor, "B T H D"],
-    total: Float[Tensor, "B H D"] | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"], Float[Tensor, "B H D"]]:
+    dy: Rows, dtotal: Total | None, q: Rows, k: Rows, total: Total | None, eps: float, causal: bool, norm: str
+) -> tuple[Rows, Rows, Total]:
     """The gradients with respect to q, k and the passed total."""
     dtype = arithmetic_dtype(q)
     dq, dk = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k))
@@ -71,14 +59,12 @@ def backward(
     return dq, dk if causal else sum_keys_backward(dtotal_in, k, eps, norm), dtotal_in
 
 
-def sum_keys(k: Float[Tensor, "B T H D"], eps: float, norm: str) -> Float[Tensor, "B H D"]:
+def sum_keys(k: Rows, eps: float, norm: str) -> Total:
     """Sum of exp(norm(k_j)) over all positions."""
     return block_starts(k, None, eps, norm)[-1].to(arithmetic_dtype(k))
 
 
-def sum_keys_backward(
-    dtotal: Float[Tensor, "B H D"], k: Float[Tensor, "B T H D"], eps: float, norm: str
-) -> Float[Tensor, "B T H D"]:
+def sum_keys_backward(dtotal: Total, k: Rows, eps: float, norm: str) -> Rows:
     """The gradient of `sum_keys` with respect to k."""
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     for block in blocks(k.shape[1]):
@@ -98,16 +84,14 @@ def normalise(
     return normalisation.eager(x.to(arithmetic_dtype(x)), norm, eps)
 
 
-def first_carry(total: Float[Tensor, "B H D"] | None, k: Float[Tensor, "B T H D"]) -> Float[Tensor, "B H D"]:
+def first_carry(total: Total | None, k: Rows) -> Total:
     """The sum before the first position, in float64."""
     if total is None:
         return k.new_zeros(k.shape[0], *k.shape[2:], dtype=torch.float64)
     return total.to(torch.float64, copy=True)
 
 
-def block_starts(
-    k: Float[Tensor, "B T H D"], total: Float[Tensor, "B H D"] | None, eps: float, norm: str
-) -> list[Float[Tensor, "B H D"]]:
+def block_starts(k: Rows, total: Total | None, eps: float, norm: str) -> list[Total]:
     """The sums before each block, and last the one after all of them, in float64."""
     starts = [first_carry(total, k)]
     for block in blocks(k.shape[1]):
@@ -117,7 +101,7 @@ def block_starts(
 
 
 def exp_of_sums(
-    norm_q: Float[Tensor, "B T H D"], sums: Float[Tensor, "B S H D"]
+    norm_q: Rows, sums: Float[Tensor, "B S H D"]
 ) -> tuple[Float[Tensor, "B T HD"], Bool[Tensor, "B T HD"]]:
     """exp(l - max l) of l = norm(q) + log S over all heads and channels, and where the maximum is taken.
 
@@ -129,12 +113,12 @@ def exp_of_sums(
 
 
 def rows_backward(
-    dy: Float[Tensor, "B T H D"],
-    q: Float[Tensor, "B T H D"],
+    dy: Rows,
+    q: Rows,
     sums: Float[Tensor, "B S H D"],
     eps: float,
     norm: str,
-) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"]]:
+) -> tuple[Rows, Rows]:
     """Gradients of the output rows with respect to l and to q."""
     norm_q, spread_q = normalise(q, norm, eps)
     value, at_maximum = exp_of_sums(norm_q, sums)

@@ -11,6 +11,8 @@ from causalrn.ops import native
 from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
 
+Queries = Float[Tensor, "B Tq H D"]
+Keys = Float[Tensor, "B Tk H D"]
 # Elements (of pairs, of the cache) below which another thread costs more than it saves.
 ELEMENTS_PER_THREAD = 2**16
 STEP_ELEMENTS_PER_THREAD = 2**15
@@ -40,13 +42,7 @@ class StepArguments(ctypes.Structure):
     )
 
 
-def forward(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    terms: PairTerms,
-    rule: PairRule,
-    shift: Float[Tensor, "B Tq H D"] | None = None,
-) -> Float[Tensor, "B Tq H D"]:
+def forward(q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None) -> Queries:
     """The operator's value; fills in the rows of `shift`, zeros, that go beyond the range."""
     q, k = q.contiguous(), k.contiguous()
     out = torch.empty_like(q)
@@ -55,13 +51,8 @@ def forward(
 
 
 def backward(
-    grad: Float[Tensor, "B Tq H D"],
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    terms: PairTerms,
-    rule: PairRule,
-    shift: Float[Tensor, "B Tq H D"] | None = None,
-) -> tuple[Float[Tensor, "B Tq H D"], Float[Tensor, "B Tk H D"], Float[Tensor, "Tq H"] | None]:
+    grad: Queries, q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None
+) -> tuple[Queries, Keys, Float[Tensor, "Tq H"] | None]:
     """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass."""
     grad, q, k = grad.contiguous(), q.contiguous(), k.contiguous()
     shift = None if shift is None else shift.contiguous()

@@ -17,17 +17,13 @@ from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import beyond_range
 from causalrn.ops.reference import ACTIVATIONS
 
+Queries = Float[Tensor, "B Tq H D"]
+Keys = Float[Tensor, "B Tk H D"]
 # Elements (B, H, i, j, D) of one tile: large enough to hide Python's overhead, small enough for the cache.
 TILE_ELEMENTS = 2**19
 
 
-def forward(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    terms: PairTerms,
-    rule: PairRule,
-    shift: Float[Tensor, "B Tq H D"] | None = None,
-) -> Float[Tensor, "B Tq H D"]:
+def forward(q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None) -> Queries:
     """The operator's value; fills in the rows of `shift`, zeros, that go beyond the range."""
     gain = None if terms.gain is None else terms.gain[None]
     return sum_pairs(q, k, last_positions(q, k), gain, terms, rule, shift)
@@ -43,20 +39,20 @@ def step(
 ) -> Float[Tensor, "B H D"]:
     """The value of one decoding step; fills in the rows of `shift`, zeros, that go beyond the range."""
     gain, shift = (None if x is None else x[:, None] for x in (terms.gain, shift))
-    # What lies behind a row's length is its future.
+    # Positions behind a row's length count as its future.
     rule = rule._replace(causal=True)
     return sum_pairs(q[:, None], cache, lengths[:, None] - 1, gain, terms, rule, shift)[:, 0]
 
 
 def sum_pairs(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
+    q: Queries,
+    k: Keys,
     positions: Int[Tensor, "#B Tq"],
     gain: Float[Tensor, "#B Tq H"] | None,
     terms: PairTerms,
     rule: PairRule,
-    shift: Float[Tensor, "B Tq H D"] | None,
-) -> Float[Tensor, "B Tq H D"]:
+    shift: Queries | None,
+) -> Queries:
     """The mean over the pairs of queries at these positions with the keys; `gain` takes the place of that in `terms`."""
     wide_q, any_k, wide_gain = heads_first(q), k.transpose(1, 2), gain_of_pairs(gain)
     out = torch.zeros_like(wide_q)
@@ -92,13 +88,8 @@ def sum_pairs(
 
 
 def backward(
-    grad: Float[Tensor, "B Tq H D"],
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    terms: PairTerms,
-    rule: PairRule,
-    shift: Float[Tensor, "B Tq H D"] | None = None,
-) -> tuple[Float[Tensor, "B Tq H D"], Float[Tensor, "B Tk H D"], Float[Tensor, "Tq H"] | None]:
+    grad: Queries, q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None
+) -> tuple[Queries, Keys, Float[Tensor, "Tq H"] | None]:
     """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass.
 
     With w = weight_ij grad_i / n_i act'(gain_i z), z = norm(q_i + k_j): dgain_i = sum_jd w z; dx_ij is the gradient of the
@@ -154,7 +145,7 @@ def gain_of_pairs(gain: Float[Tensor, "#B T H"] | None) -> Float[Tensor, "#B H T
     return None if gain is None else rearrange(gain, "b t h -> b h t 1 1")
 
 
-def last_positions(q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Int[Tensor, "1 Tq"]:
+def last_positions(q: Queries, k: Keys) -> Int[Tensor, "1 Tq"]:
     return torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)[None]
 
 

@@ -1,4 +1,4 @@
-"""Which rows of the quadratic relation have exponentials beyond the range of their dtype, and are shifted into it."""
+"""Finds the rows of the quadratic relation whose exponentials leave the range of their dtype and need a shift."""
 
 import math
 
@@ -11,7 +11,7 @@ from causalrn.ops.pairs import PairRule, PairTerms
 
 # Bounds of |gain_i norm(q_i + k_j)| + log(number of pairs): float32 holds exp(-87.3) to exp(88.7), float64 10 times that.
 RANGES = {torch.float32: 86.0, torch.float64: 700.0}
-# With slopes: the weight of a distant pair, below exp(-87.3), is 0; the rest of its exponent must not have made up for that.
+# With slopes the range is smaller: a weight below exp(-87.3) becomes 0, and its pair's exponent must not make up for that.
 SLOPED_RANGES = {torch.float32: 70.0, torch.float64: 600.0}
 
 

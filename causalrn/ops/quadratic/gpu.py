@@ -273,7 +273,7 @@ def _prepare(x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
 
 
 class Shifted(NamedTuple):
-    """What the second launch is told.
+    """The second launch's arguments.
 
     Attributes:
         gain: 0 but in the rows beyond the range, (Tq, H).

@@ -61,7 +61,7 @@ def _step_kernel(
     cache += (group // heads) * stride_batch + head * stride_head
     total = tl.zeros((WIDTH,), tl.float32)
     if SHIFTED:
-        # Of a row beyond the range, the largest exponent of each channel; it starts far below all.
+        # A row beyond the range keeps the largest exponent of each channel, which starts far below all exponents.
         shifted = tl.abs(factor) * norm_bound + tl.log((length - first).to(tl.float32)) > exponent_range
         top = tl.zeros((WIDTH,), tl.float32) + tl.where(shifted, MASKED, 0.0)
     for position in range(start, stop, ROWS):
