@@ -14,12 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from causalrn.ops import normalise, relation_linear, relation_linear_step, relation_quadratic
+from causalrn.ops import (
+    PairRule,
+    PairTerms,
+    normalise,
+    relation_linear,
+    relation_linear_step,
+    relation_quadratic,
+    relation_quadratic_step,
+    stored_linear,
+)
 from causalrn.ops import reference as definitions
-from causalrn.ops import weight_only as stored_linear
 from causalrn.ops.linear.operator import relation_linear_total
-from causalrn.ops.pairs import PairRule, PairTerms
-from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import LinearState, relation_linear_reference, relation_quadratic_reference
 
 # Largest error relative to the largest element. Float32: sums, statistics and exponents of up to 10 in float32.
@@ -139,7 +145,7 @@ def other_checks() -> Iterator[Check]:
         )
     yield Check(
         "stored_linear",
-        lambda x, weight: (stored_linear.stored_linear(x, weight),),
+        lambda x, weight: (stored_linear(x, weight),),
         lambda x, weight: (F.linear(x, weight),),
         (torch.randn(3, 64), torch.randn(50, 64)),
         is_differentiable=False,
