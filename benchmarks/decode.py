@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Lines, status_bytes
+from benchmarks.read_probe import measure_read_bandwidth
 from benchmarks.step import plain_formulas
 from benchmarks.targets import decode_targets
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
@@ -18,7 +19,6 @@ from causalrn.models.decoding import generate
 from causalrn.models.language_model import DecodingState
 from causalrn.models.positions import LearnedPositions
 from causalrn.models.weight_only import StoredLinear, store_weights
-from causalrn.ops.read_probe import measure_read_bandwidth
 from causalrn.system import available_bytes, format_bytes
 
 LINEAR, QUADRATIC, TRANSFORMER = "linear", "quadratic", "Transformer"

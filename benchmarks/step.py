@@ -20,6 +20,7 @@ from benchmarks.common import Lines
 from benchmarks.linear import plain_formula
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
 from causalrn.ops import reference
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.training.config_files import shipped_configs
 from causalrn.training.loggers import read_metrics
 
@@ -89,9 +90,9 @@ def plain_formulas() -> Iterator[None]:
         yield
 
 
-def plain_quadratic(q: Tensor, k: Tensor, **settings: Any) -> tuple[Tensor, None]:
+def plain_quadratic(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule) -> tuple[Tensor, None]:
     """The definition in place of the operator, without a shift."""
-    return reference.relation_quadratic_reference(q, k, **settings), None
+    return reference.relation_quadratic_reference(q, k, **terms._asdict(), **rule._asdict()), None
 
 
 def plain_linear(q: Tensor, k: Tensor, state: None, *, eps: float, **settings: Any) -> tuple[Tensor, None]:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from causalrn.evaluation.metrics import IGNORE_INDEX
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
-from causalrn.ops.quadratic.eager import TILE_ELEMENTS, normalise_pairs, reach
+from causalrn.ops import normalisation
+from causalrn.ops.pairs import PairRule, PairTerms
+from causalrn.ops.quadratic.eager import TILE_ELEMENTS, reach
 from causalrn.ops.reference import ACTIVATIONS, normalise
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95, "max": 1.0}
@@ -126,42 +128,35 @@ def probe_pairs(
     positions: Int[Tensor, " P"],
 ) -> Pairs:
     """The pairs of one layer by the definition of its operator, tile by tile over the contributing positions."""
-    settings = pair_settings(mixer)
     if isinstance(mixer, LinearRelation):
         q, k = (normalise(x, mixer.norm, mixer.eps) for x in (q, k))
-    window, slope = settings.get("window"), settings.get("slope")
-    keys = torch.arange(k.shape[1], device=k.device)
-    reached, weight = reach(positions, keys, mixer.causal, window, slope)
-    gain_at = getattr(mixer, "gain_at", lambda positions: None)
+        terms, rule = PairTerms(), PairRule(0.0, mixer.causal, "none")
+    else:
+        terms, rule = mixer.pair_terms(positions), mixer.pair_rule
+    reached, log_weight = (x[0] for x in reach(positions[None], slice(0, k.shape[1]), terms, mixer.causal))
     batch, length, heads, channels = k.shape
     size = max(1, TILE_ELEMENTS // (batch * heads * channels))
     shape = (batch, heads, len(positions), length)
     inverse_std, largest, log_norm = (k.new_zeros(shape) for _ in range(3))
     for p, position in enumerate(positions.tolist()):
-        gain = gain_at(positions[p])
+        gain = None if terms.gain is None else terms.gain[p]
         end = position + 1 if mixer.causal else length
         for start in range(0, end, size):
             tile = slice(start, min(start + size, end))
-            x, inverse, _ = normalise_pairs(
-                q[:, position, :, None] + k[:, tile].transpose(1, 2), settings["norm"], settings["eps"]
-            )
-            z = x * inverse if gain is None else x * inverse * gain[:, None, None]
-            inverse_std[:, :, p, tile] = inverse[..., 0]
+            x = q[:, position, :, None] + k[:, tile].transpose(1, 2)
+            z, spread = normalisation.eager(x, rule.norm, rule.eps)
+            z = z if gain is None else z * gain[:, None, None]
+            inverse_std[:, :, p, tile] = 1 / (spread + rule.eps)
             largest[:, :, p, tile] = z.amax(-1)
-            log_norm[:, :, p, tile] = log_norms(z, settings["activation"])
-    log_norm = (log_norm + weight.float().log()).where(reached, -math.inf)
+            log_norm[:, :, p, tile] = log_norms(z, rule.activation)
+    log_norm = (log_norm + log_weight).where(reached, -math.inf)
     bound = bound_of(mixer, channels)
     if bound is not None:
-        gain = gain_at(positions)
-        bound = bound * (torch.ones(1, len(positions), device=k.device) if gain is None else gain.mT)
-    exact = settings["norm"] != "none"
+        bound = bound * (
+            torch.ones(1, len(positions), device=k.device) if terms.gain is None else terms.gain.mT
+        )
+    exact = rule.norm != "none"
     return Pairs(positions, reached, inverse_std if exact else None, largest, log_norm, bound)
-
-
-def pair_settings(mixer: QuadraticRelation | LinearRelation) -> dict:
-    if isinstance(mixer, LinearRelation):
-        return {"norm": "none", "eps": 0.0, "activation": "exp"}
-    return mixer.pair_settings
 
 
 def log_norms(z: Float[Tensor, "*shape D"], activation: str) -> Float[Tensor, "*shape"]:

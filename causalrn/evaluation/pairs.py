@@ -51,13 +51,10 @@ def contributions(
 ) -> Float[Tensor, "T H D"]:
     if isinstance(mixer, LinearRelation):
         return (normalise(q, mixer.norm, mixer.eps) + normalise(k, mixer.norm, mixer.eps)).exp()
-    settings = mixer.pair_settings
-    z = normalise(q + k, settings["norm"], settings["eps"])
-    gain = mixer.gain_at(torch.tensor(len(k) - 1, device=k.device))
-    pairs = ACTIVATIONS[settings["activation"]](z if gain is None else z * gain[:, None])
-    weights = pair_weights(
-        1, len(k), causal=True, window=settings.get("window"), slope=settings.get("slope"), like=k
-    )
+    rule, terms = mixer.pair_rule, mixer.pair_terms(torch.tensor(len(k) - 1, device=k.device))
+    z = normalise(q + k, rule.norm, rule.eps)
+    pairs = ACTIVATIONS[rule.activation](z if terms.gain is None else z * terms.gain[:, None])
+    weights = pair_weights(1, len(k), causal=True, window=terms.window, slope=terms.slope, like=k)
     return pairs * weights[:, 0].mT[..., None]
 
 

@@ -1,7 +1,7 @@
 """The relation mixers: quadratic (with the paper's ablations) and linear CausalRN."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from causalrn.models.cache import PoolState
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
-from causalrn.ops import normalise, relation_linear, relation_quadratic_shifted
-from causalrn.ops.quadratic.step import relation_quadratic_step_shifted
-from causalrn.ops.reference import Activation, LinearState
+from causalrn.ops import (
+    PairRule,
+    PairTerms,
+    normalise,
+    relation_linear,
+    relation_quadratic_shifted,
+    relation_quadratic_step,
+)
+from causalrn.ops.reference import LinearState
 from causalrn.system import check_range
 
 OutputNorm = Literal["layer", "rms"]
@@ -105,11 +111,14 @@ class QuadraticRelation(Relation):
         return q, k
 
     @property
-    def pair_settings(self) -> dict[str, Any]:
-        """What the operators need to know of a pair."""
-        activation: Activation = "elu" if self.activation == "official_elu" else self.activation
-        pair_norm = self.norm if self.pre_norm == "exact" else "none"
-        return {"eps": self.eps, "norm": pair_norm, "activation": activation}
+    def pair_rule(self) -> PairRule:
+        """How the operators form and take each pair."""
+        activation = "elu" if self.activation == "official_elu" else self.activation
+        return PairRule(self.eps, self.causal, self.norm if self.pre_norm == "exact" else "none", activation)
+
+    def pair_terms(self, positions: Int[Tensor, "*shape"]) -> PairTerms:
+        """What weighs the pairs of these receiving positions."""
+        return PairTerms(self.gain_at(positions))
 
     def gain_at(self, positions: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape H"] | None:
         """The factor on the normalised pairs at each receiving position; 1 if None."""
@@ -117,9 +126,8 @@ class QuadraticRelation(Relation):
 
     def relate(self, q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"]) -> Float[Tensor, "B Tq H D"]:
         positions = torch.arange(k.shape[1] - q.shape[1], k.shape[1], device=q.device)
-        gain = self.gain_at(positions)
-        mean, shift = relation_quadratic_shifted(q, k, causal=self.causal, gain=gain, **self.pair_settings)
-        out = self.finish(mean, shift, gain)
+        terms = self.pair_terms(positions)
+        out = self.finish(*relation_quadratic_shifted(q, k, terms, self.pair_rule), terms.gain)
         if self.activation == "official_elu" and self.causal:
             out = out + official_mask_shift(out)
         return out
@@ -127,9 +135,8 @@ class QuadraticRelation(Relation):
     def relate_step(
         self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B H D"]:
-        gain = self.gain_at(lengths - 1)
-        mean, shift = relation_quadratic_step_shifted(q, pool, lengths, gain=gain, **self.pair_settings)
-        return self.finish(mean, shift, gain)
+        terms = self.pair_terms(lengths - 1)
+        return self.finish(*relation_quadratic_step(q, pool, lengths, terms, self.pair_rule), terms.gain)
 
     def finish(
         self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
@@ -224,10 +231,9 @@ class PositionalRelation(QuadraticRelation):
         if self.gain is not None:
             self.gain.reset_parameters()
 
-    @property
-    def pair_settings(self) -> dict[str, Any]:
-        bias = {} if self.bias is None else {"window": self.bias.window, "slope": self.bias.slope}
-        return {**super().pair_settings, **bias}
+    def pair_terms(self, positions: Int[Tensor, "*shape"]) -> PairTerms:
+        terms = super().pair_terms(positions)
+        return terms if self.bias is None else PairTerms(terms.gain, self.bias.window, self.bias.slope)
 
     def gain_at(self, positions: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape H"] | None:
         """The gain of every head in float32."""

@@ -13,20 +13,20 @@ from causalrn.ops.reference import LinearState
 
 
 class SequenceSplit(NamedTuple):
-    """Which part of the sequence this rank holds: the parts follow each other in the order of the ranks."""
+    """The part of the sequence that this rank holds. The parts follow each other in the order of the ranks."""
 
     group: dist.ProcessGroup
     rank: int
     ranks: int
 
 
-# For the whole process, not per thread: the backward pass of a checkpointed block runs its forward pass again, on
-# another thread.
+# One for the whole process, and not an argument of every network, mixer and loss in between. Nor one per thread: the
+# backward pass of a checkpointed block runs its forward pass again, on another thread.
 _active: SequenceSplit | None = None
 
 
 @contextmanager
-def sequence_parallel(group: dist.ProcessGroup) -> Iterator[SequenceSplit]:
+def context_parallel(group: dist.ProcessGroup) -> Iterator[SequenceSplit]:
     """Within it, `relation_linear` takes q and k to be this rank's part of sequences that lie over the ranks of `group`.
 
     All ranks of the group must make the same calls in the same order, forward and backward (a rank without a target
@@ -45,17 +45,17 @@ def sequence_parallel(group: dist.ProcessGroup) -> Iterator[SequenceSplit]:
 
 
 def active_split() -> SequenceSplit | None:
-    """How the sequence is split, or None outside `sequence_parallel`."""
+    """How the sequence is split, or None outside `context_parallel`."""
     return _active
 
 
 def position_offset(length: int) -> int:
-    """Positions before this rank's part, where every rank holds `length` of them; 0 outside `sequence_parallel`."""
+    """Positions before this rank's part, where every rank holds `length` of them; 0 outside `context_parallel`."""
     return 0 if _active is None else _active.rank * length
 
 
 def sequence_part(x: Tensor, dim: int = 1) -> Tensor:
-    """This rank's part of a tensor that every rank holds whole; x itself outside `sequence_parallel`.
+    """This rank's part of a tensor that every rank holds whole; x itself outside `context_parallel`.
 
     Raises:
         ValueError: the ranks do not divide the length.
@@ -64,21 +64,21 @@ def sequence_part(x: Tensor, dim: int = 1) -> Tensor:
         return x
     if x.shape[dim] % _active.ranks:
         raise ValueError(
-            f"sequence_parallel: got a length of {x.shape[dim]}, wanted a multiple of the {_active.ranks} ranks "
-            "that a sequence is split over"
+            f"a sequence split over {_active.ranks} ranks: got a length of {x.shape[dim]}, wanted a multiple of the "
+            f"{_active.ranks} ranks"
         )
     return x.chunk(_active.ranks, dim)[_active.rank]
 
 
 def whole_sequence(part: Tensor, dim: int = 1) -> Tensor:
-    """The ranks' parts joined, without gradients; the tensor itself outside `sequence_parallel`."""
+    """The ranks' parts joined, without gradients; the tensor itself outside `context_parallel`."""
     return part if _active is None else torch.cat(gather(part, _active), dim)
 
 
 def mean_over_sequence(total: Float[Tensor, ""], count: Tensor) -> Float[Tensor, ""]:
     """total / count, where both are sums over positions; a loss whose average over the ranks is the mean.
 
-    Within `sequence_parallel` the count is that of the whole sequences, and the result is multiplied by the number of
+    Within `context_parallel` the count is that of the whole sequences, and the result is multiplied by the number of
     ranks. DDP, which averages gradients over ranks, then forms the gradient of the mean over all positions,
     even where one rank holds more targets than another, or none.
     """
@@ -93,24 +93,27 @@ def mean_over_sequence(total: Float[Tensor, ""], count: Tensor) -> Float[Tensor,
 # A collective has no place in a compiled graph: torch.compile breaks the graph here.
 @torch.compiler.disable(recursive=True)
 def state_elsewhere(
-    pool: Float[Tensor, "B H D"], length: int, causal: bool, split: SequenceSplit
+    own: Float[Tensor, "B H D"], length: int, causal: bool, split: SequenceSplit
 ) -> LinearState:
     """The state that the parts on other ranks leave for this one: those before it, or all others if not causal.
 
     Args:
-        pool: what this rank's part adds to the total, from `relation_linear_pool`; gradients flow into it from the
+        own: the sum that this rank's part adds to the total, from `relation_linear_total`; gradients flow into it from the
             other ranks' results.
         length: positions of this rank's part, which may differ from rank to rank.
     """
     # The counts travel with the sums.
-    sums = torch.cat([pool.flatten(1), pool.new_full((pool.shape[0], 1), length)], 1)
+    sums = torch.cat([own.flatten(1), own.new_full((own.shape[0], 1), length)], 1)
     sums = Exchange.apply(sums, causal, split)
     assert isinstance(sums, Tensor)
-    return LinearState(sums[:, :-1].view_as(pool), sums[:, -1].float())
+    return LinearState(sums[:, :-1].view_as(own), sums[:, -1].float())
 
 
 class Exchange(torch.autograd.Function):
-    """Sum of the other ranks' tensors: of those before this one, or of all. Backward, the sum over the reverse."""
+    """Sums the tensors of the ranks before this one, or of all others.
+
+    The backward pass sums the gradients of the ranks after it, or of all others.
+    """
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, causal: bool, split: SequenceSplit) -> Tensor:

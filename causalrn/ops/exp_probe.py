@@ -17,11 +17,7 @@ CPU_REPEATS = 2000
 class Arguments(ctypes.Structure):
     """`ExpArguments` of csrc/exp_probe.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "out")),
-        *((name, ctypes.c_int64) for name in ("count", "repeats")),
-        *((name, ctypes.c_int32) for name in ("bounded", "threads")),
-    )
+    _fields_ = native.fields(pointers="x out", int64="count repeats", int32="bounded")
 
 
 def measure_exp_rate(device: torch.device, *, measurements: int = 9) -> float:
@@ -31,7 +27,7 @@ def measure_exp_rate(device: torch.device, *, measurements: int = 9) -> float:
     `torch.exp`. On a GPU it sums exp2, one instruction of the special-function unit.
     """
     if device.type == "cuda":
-        from causalrn.ops.exp_probe_triton import make_bare_loop
+        from causalrn.ops.exp_probe_gpu import make_bare_loop
 
         loop, count = make_bare_loop(device)
     else:
@@ -43,16 +39,15 @@ def measure_exp_rate(device: torch.device, *, measurements: int = 9) -> float:
 def cpu_loop() -> tuple[Callable[[], object], int]:
     """A call and the number of exponentials it evaluates."""
     threads = torch.get_num_threads()
-    kernel = native.find_kernel("exp_bare_loop", Arguments)
-    if kernel is None:
+    if native.load_library() is None:
         x = torch.randn(threads * CPU_INPUTS)
         out = torch.empty_like(x)
         return lambda: [torch.exp(x, out=out) for _ in range(CPU_REPEATS)], CPU_REPEATS * x.numel()
-    x = torch.randn(CPU_INPUTS)
-    out = torch.empty(1)
-    arguments = Arguments(x.data_ptr(), out.data_ptr(), CPU_INPUTS, CPU_REPEATS, True, threads)
-    # `x` and `out` live as long as the closure does.
-    return lambda: (kernel(ctypes.byref(arguments)), x, out), CPU_REPEATS * CPU_INPUTS * threads
+    tensors = {"x": torch.randn(CPU_INPUTS), "out": torch.empty(1)}
+    numbers = {"count": CPU_INPUTS, "repeats": CPU_REPEATS, "bounded": True, "threads": threads}
+    return lambda: native.call(
+        "exp_bare_loop", Arguments, tensors, **numbers
+    ), CPU_REPEATS * CPU_INPUTS * threads
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops import native
-from causalrn.ops.reference import Norm
+from causalrn.ops.dispatch import arithmetic_dtype, define
+from causalrn.ops.pairs import Norm
 
 # Elements below which starting another thread costs more than it saves.
 ELEMENTS_PER_THREAD = 2**15
@@ -17,11 +18,8 @@ ELEMENTS_PER_THREAD = 2**15
 class Arguments(ctypes.Structure):
     """`NormaliseArguments` of csrc/normalise.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "grad", "out", "spread")),
-        *((name, ctypes.c_int64) for name in ("rows", "channels")),
-        ("eps", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("centre", "bf16", "threads")),
+    _fields_ = native.fields(
+        pointers="x grad out spread", int64="rows channels", float32="eps", int32="centre bf16"
     )
 
 
@@ -48,99 +46,65 @@ def normalise(x: Float[Tensor, "*shape D"], norm: Norm, eps: float) -> Float[Ten
     return torch.ops.causalrn.normalise(x, norm, eps)[0]
 
 
-def run_native(
-    kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None
-) -> Tensor | None:
-    """The kernel's result, or None where the library does not serve these tensors."""
-    function = native.find_kernel(kernel, Arguments) if x.dtype in (torch.float32, torch.bfloat16) else None
-    if function is None:
-        return None
+def eager(
+    x: Float[Tensor, "*shape D"], norm: str, eps: float
+) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape"]]:
+    """The normalised rows in plain PyTorch, and their standard deviations (root mean squares), which "none" takes for 0."""
+    wide = x.to(arithmetic_dtype(x))
+    if norm == "none":
+        return x, wide.new_zeros(x.shape[:-1])
+    centred = wide - wide.mean(-1, keepdim=True) if norm == "layer" else wide
+    spread = centred.square().mean(-1, keepdim=True).sqrt()
+    return (centred / (spread + eps)).to(x.dtype), spread[..., 0]
+
+
+def eager_backward(
+    grad: Float[Tensor, "*shape D"],
+    y: Float[Tensor, "*shape D"],
+    spread: Float[Tensor, "*shape"],
+    norm: str,
+    eps: float,
+) -> Float[Tensor, "*shape D"]:
+    """The gradient with respect to x, from what `eager` has given."""
+    if norm == "none":
+        return grad
+    g, y_wide, s = grad.to(arithmetic_dtype(grad)), y.to(arithmetic_dtype(y)), spread[..., None]
+    along = (g * y_wide).mean(-1, keepdim=True) * ((s + eps) / s)
+    # A row without spread is 0 / eps, whatever the direction in which it changes.
+    across = g - torch.where(s > 0, y_wide * along, 0)
+    if norm == "layer":
+        across = across - g.mean(-1, keepdim=True)
+    return (across / (s + eps)).to(grad.dtype)
+
+
+def forward_on_cpu(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+    if not native.serves(x):
+        return eager(x, norm, eps)
+    spread = torch.empty(x.shape[:-1], dtype=torch.float32)
+    return call("normalise_forward", x.contiguous(), spread, norm, eps), spread
+
+
+def backward_on_cpu(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
+    if not native.serves(y):
+        return eager_backward(grad, y, spread, norm, eps)
+    return call("normalise_backward", y.contiguous(), spread.contiguous(), norm, eps, grad.contiguous())
+
+
+def call(kernel: str, x: Tensor, spread: Tensor, norm: str, eps: float, grad: Tensor | None = None) -> Tensor:
+    """Runs a kernel on contiguous tensors, and gives what it writes."""
     out = torch.empty_like(x)
-    arguments = Arguments(
-        x=x.data_ptr(),
-        grad=None if grad is None else grad.data_ptr(),
-        out=out.data_ptr(),
-        spread=spread.data_ptr(),
+    native.call(
+        kernel,
+        Arguments,
+        {"x": x, "grad": grad, "out": out, "spread": spread},
         rows=spread.numel(),
         channels=x.shape[-1],
         eps=eps,
         centre=norm == "layer",
         bf16=x.dtype is torch.bfloat16,
-        threads=min(torch.get_num_threads(), 1 + x.numel() // ELEMENTS_PER_THREAD),
+        threads=native.threads_for(x.numel(), ELEMENTS_PER_THREAD),
     )
-    function(ctypes.byref(arguments))
     return out
-
-
-def wide(x: Tensor) -> Tensor:
-    return x if x.dtype is torch.float64 else x.float()
-
-
-def forward_torch(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    x_wide = wide(x)
-    centred = x_wide - x_wide.mean(-1, keepdim=True) if norm == "layer" else x_wide
-    spread = centred.square().mean(-1, keepdim=True).sqrt()
-    return (centred / (spread + eps)).to(x.dtype), spread[..., 0]
-
-
-def backward_torch(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    g, y_wide, s = wide(grad), wide(y), spread[..., None]
-    factor = 1 / (s + eps)
-    along = (g * y_wide).mean(-1, keepdim=True) / (s * factor)
-    # A row without spread is 0, and so is its part along itself.
-    g_across = g - torch.where(s > 0, y_wide * along, 0)
-    if norm == "layer":
-        g_across = g_across - g.mean(-1, keepdim=True)
-    return (g_across * factor).to(grad.dtype)
-
-
-@torch.library.custom_op(
-    "causalrn::normalise",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
-)
-def forward_op(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
-    spread = torch.empty(x.shape[:-1], dtype=spread_dtype(x))
-    y = run_native("normalise_forward", x, spread, norm, eps, None)
-    return forward_torch(x, norm, eps) if y is None else (y, spread)
-
-
-@torch.library.custom_op(
-    "causalrn::normalise_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
-)
-def backward_op(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    grad, y = grad.contiguous(), y.contiguous()
-    dx = run_native("normalise_backward", y, spread.contiguous(), norm, eps, grad)
-    return backward_torch(grad, y, spread, norm, eps) if dx is None else dx
-
-
-@forward_op.register_kernel("cuda")
-def forward_op_cuda(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    return forward_torch(x, norm, eps)
-
-
-@backward_op.register_kernel("cuda")
-def backward_op_cuda(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    return backward_torch(grad, y, spread, norm, eps)
-
-
-@forward_op.register_fake
-def forward_op_fake(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=spread_dtype(x))
-
-
-@backward_op.register_fake
-def backward_op_fake(grad: Tensor, y: Tensor, spread: Tensor, norm: str, eps: float) -> Tensor:
-    return y.new_empty(y.shape)
-
-
-def spread_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def save_result(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -154,4 +118,18 @@ def differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, Non
     return torch.ops.causalrn.normalise_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None
 
 
+forward_op = define(
+    "normalise",
+    "(Tensor x, str norm, float eps) -> (Tensor y, Tensor spread)",
+    cpu=forward_on_cpu,
+    cuda=eager,
+    fake=lambda x, *rule: (x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=arithmetic_dtype(x))),
+)
+backward_op = define(
+    "normalise_backward",
+    "(Tensor grad, Tensor y, Tensor spread, str norm, float eps) -> Tensor",
+    cpu=backward_on_cpu,
+    cuda=eager_backward,
+    fake=lambda grad, y, *rest: y.new_empty(y.shape),
+)
 forward_op.register_autograd(differentiate, setup_context=save_result)

@@ -7,14 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Norm = Literal["layer", "rms", "none"]
-Activation = Literal["exp", "relu", "elu", "gelu"]
+from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 
 ACTIVATIONS = {"exp": torch.exp, "relu": F.relu, "elu": F.elu, "gelu": F.gelu}
 
 
 class LinearState(NamedTuple):
-    """What the linear relation carries from one part of a sequence to the next.
+    """The state that the linear relation carries from one part of a sequence to the next.
 
     Attributes:
         total: sum over the positions seen so far of exp(norm(k_j)), float32, shape (B, H, D).
@@ -95,31 +94,21 @@ def relation_quadratic_reference(
 
 
 def relation_quadratic_log_reference(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    *,
-    eps: float,
-    causal: bool = True,
-    norm: Norm = "layer",
-    gain: Float[Tensor, "Tq H"] | None = None,
-    window: Int[Tensor, " H"] | None = None,
-    slope: Float[Tensor, " H"] | None = None,
+    q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"], terms: PairTerms, rule: PairRule
 ) -> Float[Tensor, "B Tq H D"]:
     """Logarithm of `relation_quadratic_reference` with exp, which is finite for every gain.
 
     log out_ih = log sum_{j reachable from i} exp(gain_ih norm(q_ih + k_jh) - slope_h |i - j|) - log n_ih
     """
-    size = (q.shape[1], k.shape[1])
-    reach = pair_weights(*size, causal=causal, window=window, slope=None, like=q)
-    z = normalise(q[:, :, None] + k[:, None], norm, eps)
-    if gain is not None:
-        z = z * gain[:, None, :, None]
-    if slope is not None:
-        i, j = (
-            torch.arange(size[1] - size[0], size[1], device=q.device),
-            torch.arange(size[1], device=q.device),
-        )
-        z = z - slope.to(z.dtype)[:, None] * (i[:, None] - j).abs()[:, :, None, None]
+    n_queries, n_keys = q.shape[1], k.shape[1]
+    reach = pair_weights(n_queries, n_keys, causal=rule.causal, window=terms.window, slope=None, like=q)
+    z = normalise(q[:, :, None] + k[:, None], rule.norm, rule.eps)
+    if terms.gain is not None:
+        z = z * terms.gain[:, None, :, None]
+    if terms.slope is not None:
+        j = torch.arange(n_keys, device=q.device)
+        i = j[n_keys - n_queries :, None]
+        z = z - terms.slope.to(z.dtype)[:, None] * (i - j).abs()[:, :, None, None]
     z = z.masked_fill(reach.movedim(0, -1)[..., None] == 0, -torch.inf)
     return z.logsumexp(2) - reach.sum(-1).log().mT[:, :, None]
 

@@ -14,11 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from causalrn.ops import normalise, relation_linear, relation_linear_step, relation_quadratic
+from causalrn.ops import (
+    PairRule,
+    PairTerms,
+    normalise,
+    relation_linear,
+    relation_linear_step,
+    relation_quadratic,
+    relation_quadratic_step,
+    stored_linear,
+)
 from causalrn.ops import reference as definitions
-from causalrn.ops import weight_only as stored_linear
-from causalrn.ops.linear.operator import relation_linear_pool
-from causalrn.ops.quadratic.step import relation_quadratic_step
+from causalrn.ops.linear.operator import relation_linear_total
 from causalrn.ops.reference import LinearState, relation_linear_reference, relation_quadratic_reference
 
 # Largest error relative to the largest element. Float32: sums, statistics and exponents of up to 10 in float32.
@@ -50,7 +57,7 @@ def quadratic_checks() -> Iterator[Check]:
     for n_queries, n_keys, heads, channels in sizes:
         q, k = 2 * torch.randn(1, n_queries, heads, channels), torch.randn(1, n_keys, heads, channels) - 1
         for settings in ({}, {"norm": "rms", "causal": False}, {"norm": "none"}, {"activation": "gelu"}):
-            # Without a norm, exponentials of sums need small ones.
+            # Without a norm, only small inputs keep exponentials of sums in range.
             inputs = (q / 4, k / 4) if settings.get("norm") == "none" else (q, k)
             yield quadratic_check(f"{n_queries} of {n_keys} x {heads} x {channels}", inputs, settings)
     gain = torch.rand(17, 2) + 0.5
@@ -96,8 +103,8 @@ def linear_checks() -> Iterator[Check]:
     q, k = torch.randn(2, 2, 3, 32)
     yield Check("relation_linear_step", take_step, take_step_by_definition, (q, k, torch.rand(2, 3, 32)))
     yield Check(
-        "relation_linear_pool",
-        lambda k: (relation_linear_pool(k, eps=EPS),),
+        "relation_linear_total",
+        lambda k: (relation_linear_total(k, eps=EPS),),
         lambda k: (definitions.normalise(k, "layer", EPS).exp().sum(1),),
         (torch.randn(2, 300, 1, 48),),
     )
@@ -129,16 +136,16 @@ def other_checks() -> Iterator[Check]:
     for channels in (48, 192):
         yield Check(
             f"relation_quadratic_step ({channels})",
-            lambda q, pool: (
-                relation_quadratic_step(q, pool, torch.full(q.shape[:1], 50, device=q.device), eps=EPS),
-            ),
-            lambda q, pool: (relation_quadratic_reference(q[:, None], pool[:, :50], eps=EPS)[:, 0],),
+            lambda q, cache: relation_quadratic_step(
+                q, cache, torch.full(q.shape[:1], 50, device=q.device), PairTerms(), PairRule(EPS)
+            )[:1],
+            lambda q, cache: (relation_quadratic_reference(q[:, None], cache[:, :50], eps=EPS)[:, 0],),
             (torch.randn(3, 2, channels), torch.randn(3, 64, 2, channels)),
             is_differentiable=False,
         )
     yield Check(
         "stored_linear",
-        lambda x, weight: (stored_linear.stored_linear(x, weight),),
+        lambda x, weight: (stored_linear(x, weight),),
         lambda x, weight: (F.linear(x, weight),),
         (torch.randn(3, 64), torch.randn(50, 64)),
         is_differentiable=False,
@@ -167,7 +174,7 @@ def error_of(check: Check, device: torch.device, dtype: torch.dtype) -> float:
     exact = tuple(x.double().cpu() for x in inputs)
     weights = None
     if check.is_differentiable:
-        # Numbers that the tested dtype holds exactly.
+        # The tested dtype holds these numbers exactly.
         weights = tuple(torch.randn(x.shape).to(dtype) for x in check.definition(*exact))
     pairs = zip(
         results(check.operator, inputs, weights), results(check.definition, exact, weights), strict=True

@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.dispatch import define
 
 # In the order of WeightType in csrc/stored_linear.cpp.
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -20,11 +21,7 @@ BYTES_PER_THREAD = 2**16
 class Arguments(ctypes.Structure):
     """`StoredLinearArguments` of csrc/stored_linear.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "scale", "bias", "y")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
-        *((name, ctypes.c_int32) for name in ("type", "threads")),
-    )
+    _fields_ = native.fields(pointers="x weight scale bias y", int64="rows inputs outputs", int32="type")
 
 
 def stored_linear(
@@ -58,47 +55,36 @@ def stored_linear(
     return y.view(*x.shape[:-1], outputs)
 
 
-@torch.library.custom_op(
-    "causalrn::stored_linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor",
-)
-def stored_linear_op(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    return widened(x, weight, scale, bias)
-
-
-@stored_linear_op.register_kernel("cpu")
-def stored_linear_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def stored_linear_on_cpu(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0]
-    kernel = native.find_kernel("stored_linear", Arguments)
-    if kernel is None or not 0 < rows <= MAX_ROWS or x.dtype is not torch.float32:
-        return widened(x, weight, scale, bias)
+    if x.dtype is not torch.float32 or not 0 < rows <= MAX_ROWS or not native.serves(x):
+        return eager(x, weight, scale, bias)
     x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(rows, outputs)
-    # By position, in the order of the fields: names would cost a decoding step as much as a small product.
-    arguments = Arguments(
-        x.data_ptr(),
-        weight.data_ptr(),
-        None if scale is None else scale.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        rows,
-        inputs,
-        outputs,
-        WEIGHT_DTYPES.index(weight.dtype),
-        min(torch.get_num_threads(), 1 + weight.nbytes // BYTES_PER_THREAD),
+    native.call(
+        "stored_linear",
+        Arguments,
+        {"x": x, "weight": weight, "scale": scale, "bias": bias, "y": y},
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        type=WEIGHT_DTYPES.index(weight.dtype),
+        threads=native.threads_for(weight.nbytes, BYTES_PER_THREAD),
     )
-    kernel(ctypes.byref(arguments))
     return y
 
 
-@stored_linear_op.register_fake
-def stored_linear_fake(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    return x.new_empty(len(x), len(weight))
-
-
-def widened(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def eager(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """The operator in plain PyTorch."""
     wide = weight.to(x.dtype)
     if scale is not None:
         wide = wide * scale[:, None].to(x.dtype)
     return F.linear(x, wide, None if bias is None else bias.to(x.dtype))
+
+
+stored_linear_op = define(
+    "stored_linear",
+    "(Tensor x, Tensor weight, Tensor? scale, Tensor? bias) -> Tensor",
+    cpu=stored_linear_on_cpu,
+    cuda=eager,
+    fake=lambda x, weight, *rest: x.new_empty(len(x), len(weight)),
+)

@@ -17,6 +17,7 @@ from causalrn.evaluation import diagnostics
 from causalrn.evaluation.diagnostics import Pairs, dispersion, probe, probe_pairs, trained_positions
 from causalrn.evaluation.pairs import pair_norms
 from causalrn.models import LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
+from causalrn.ops.pairs import PairTerms
 from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
 from causalrn.training.callbacks import Diagnostics
 from causalrn.training.checkpoint import save_network
@@ -70,7 +71,7 @@ def test_probes_see_the_whole_tensor_of_pairs(
         if isinstance(mixer, LinearRelation):
             q, k = (normalise(t, mixer.norm, mixer.eps) for t in (q, k))
         else:
-            activation = mixer.pair_settings["activation"]
+            activation = mixer.pair_rule.activation
         sums = q[:, positions, None] + k[:, None]
         z = normalise(sums, mixer.norm, mixer.eps) if exact else sums
         reached = torch.ones(3, LENGTH, dtype=torch.bool)
@@ -109,13 +110,9 @@ def relate(q: torch.Tensor, k: torch.Tensor, positions: list[int]) -> Pairs:
 class GainedRelation(QuadraticRelation):
     """A relation with what the operator takes besides: a gain per position and head, a window and a decay per head."""
 
-    @property
-    def pair_settings(self) -> dict[str, Any]:
-        bias = {"window": torch.tensor([4, 2**30]), "slope": torch.tensor([0.0, 0.3])}
-        return {**super().pair_settings, **bias}
-
-    def gain_at(self, positions: torch.Tensor) -> torch.Tensor:
-        return torch.stack([1 + 0.1 * positions, 0.5 + 0 * positions], -1)
+    def pair_terms(self, positions: torch.Tensor) -> PairTerms:
+        gain = torch.stack([1 + 0.1 * positions, 0.5 + 0 * positions], -1)
+        return PairTerms(gain, torch.tensor([4, 2**30]), torch.tensor([0.0, 0.3]))
 
 
 def test_gains_windows_and_decays_are_those_of_the_operator() -> None:
@@ -123,10 +120,10 @@ def test_gains_windows_and_decays_are_those_of_the_operator() -> None:
     q, k = torch.randn(2, 1, LENGTH, 2, 6).unbind(0)
     positions = torch.arange(LENGTH)
     pairs = probe_pairs(mixer, q, k, positions)
-    gain, settings = mixer.gain_at(positions), mixer.pair_settings
+    gain, window, slope = mixer.pair_terms(positions)
+    assert gain is not None
     z = normalise(q[:, :, None] + k[:, None], "layer", mixer.eps) * gain[None, :, None, :, None]
-    bias = {name: settings[name] for name in ("window", "slope")}
-    weights = pair_weights(LENGTH, LENGTH, causal=True, like=q, **bias)
+    weights = pair_weights(LENGTH, LENGTH, causal=True, like=q, window=window, slope=slope)
     norms = z.exp().norm(dim=-1).permute(0, 3, 1, 2) * weights
     assert_close(pairs.log_norm.exp(), norms, atol=1e-4, rtol=1e-4)
     assert pairs.counts().tolist()[0] == [min(i + 1, 4) for i in range(LENGTH)]

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from causalrn.ops import context_parallel as sequence_parallel_module
+from causalrn.ops import context_parallel as module
 from causalrn.ops import relation_linear
 from causalrn.ops.context_parallel import (
+    context_parallel,
     mean_over_sequence,
     position_offset,
-    sequence_parallel,
     sequence_part,
 )
 from causalrn.ops.reference import LinearState
@@ -68,7 +68,7 @@ def compare_with_one_rank(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
         whole = model(tokens)
         loss = loss_of(whole, targets)
         wanted = torch.autograd.grad(loss, tuple(model.parameters()))
-        with sequence_parallel(group) as split:
+        with context_parallel(group) as split:
             assert (split.rank, split.ranks) == (rank, ranks)
             part = model(sequence_part(tokens))
             torch.testing.assert_close(part, sequence_part(whole), rtol=0, atol=tolerance)
@@ -84,7 +84,7 @@ def compare_with_one_rank(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
 def compile_in_parts(group: dist.ProcessGroup) -> None:
     model, tokens, targets = make_problem(True, torch.float32)
     compiled = torch.compile(model, backend="aot_eager")
-    with sequence_parallel(group):
+    with context_parallel(group):
         tokens, targets = sequence_part(tokens), sequence_part(targets)
         parameters = tuple(model.parameters())
         wanted = torch.autograd.grad(loss_of(model(tokens), targets), parameters)
@@ -103,7 +103,7 @@ def compare_uneven_parts(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
     y, state = relation_linear(q, k, eps=1e-3)
     wanted = torch.autograd.grad((y, state.total), (q, k), (dy, weight))
     mine = [x.split(lengths, 1)[rank].detach().requires_grad_() for x in (q, k)]
-    with sequence_parallel(group):
+    with context_parallel(group):
         part, after = relation_linear(mine[0], mine[1], eps=1e-3)
     # Only the last rank's state is that of the whole sequence.
     last = rank == ranks - 1
@@ -120,25 +120,23 @@ def compare_uneven_parts(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
 def exchange_sums_only(group: dist.ProcessGroup) -> None:
     """One (B, H*D + 1) tensor per call and direction, whatever the length."""
     sizes = []
-    gather = sequence_parallel_module.gather
-    sequence_parallel_module.gather = lambda mine, split: (
-        sizes.append(tuple(mine.shape)) or gather(mine, split)
-    )
+    gather = module.gather
+    module.gather = lambda mine, split: sizes.append(tuple(mine.shape)) or gather(mine, split)
     q = torch.randn(BATCH, 1000, HEADS, CHANNELS, requires_grad=True)
-    with sequence_parallel(group):
+    with context_parallel(group):
         y, _ = relation_linear(q, q, eps=1e-3)
     y.square().sum().backward()
     assert sizes == [(BATCH, HEADS * CHANNELS + 1)] * 2
-    sequence_parallel_module.gather = gather
+    module.gather = gather
 
 
 def refuse_mistakes(group: dist.ProcessGroup) -> None:
     ranks = group.size()
     q = torch.zeros(2, 4, 1, 3)
-    with sequence_parallel(group):
+    with context_parallel(group):
         with pytest.raises(ValueError, match=f"length of {ranks + 1}, wanted a multiple of the {ranks}"):
             sequence_part(torch.zeros(2, ranks + 1))
-        with pytest.raises(ValueError, match="got a state within sequence_parallel"):
+        with pytest.raises(ValueError, match="got a state of a sequence split over ranks"):
             relation_linear(q, q, LinearState(torch.zeros(2, 1, 3), torch.zeros(2)), eps=1e-3)
     assert position_offset(4) == 0
 

@@ -12,21 +12,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import exp_probe, native, normalisation, normalise, read_probe, relation_quadratic
-from causalrn.ops import weight_only as stored_linear
-from causalrn.ops.linear import cpu as linear_native
-from causalrn.ops.quadratic import cpu as quadratic_native
-from causalrn.ops.quadratic import step_cpu as quadratic_step_native
+from benchmarks import read_probe
+from causalrn.ops import (
+    exp_probe,
+    native,
+    normalisation,
+    normalise,
+    relation_quadratic,
+    weight_only,
+)
+from causalrn.ops.linear import cpu as linear_cpu
+from causalrn.ops.quadratic import cpu as quadratic_cpu
 
 NEEDS_LIBRARY = pytest.mark.skipif(not native.supported_instruction_sets(), reason="no compiled kernels here")
 
 
 def compiled_exp(x: Tensor, bounded: bool) -> Tensor:
     out = torch.empty_like(x)
-    kernel = native.find_kernel("exp_array", exp_probe.Arguments)
-    assert kernel is not None
-    arguments = exp_probe.Arguments(x.data_ptr(), out.data_ptr(), x.numel(), 1, bounded, 1)
-    kernel(ctypes.byref(arguments))
+    numbers = {"count": x.numel(), "repeats": 1, "bounded": bounded, "threads": 1}
+    native.call("exp_array", exp_probe.Arguments, {"x": x, "out": out}, **numbers)
     return out
 
 
@@ -51,13 +55,13 @@ def test_exponential(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.ISA_VARIABLE, "mmx")
     with pytest.raises(ValueError, match="CAUSALRN_ISA: got 'mmx', wanted one of plain"):
-        native.find_kernel("exp_array", exp_probe.Arguments)
+        compiled_exp(torch.zeros(1), False)
 
 
 @NEEDS_LIBRARY
 def test_unknown_kernel() -> None:
     with pytest.raises(RuntimeError, match="causalrn_future_kernel_.*the library is older than the package"):
-        native.find_kernel("future_kernel", exp_probe.Arguments)
+        native.call("future_kernel", exp_probe.Arguments, {})
 
 
 @NEEDS_LIBRARY
@@ -83,23 +87,25 @@ def test_a_missing_library_is_told_once() -> None:
     assert len(warned) == 1
     assert torch.equal(*values)
     assert native.supported_instruction_sets() == ()
-    assert native.find_kernel("exp_array", exp_probe.Arguments) is None
+    assert not native.serves(q)
 
 
 # Every structure that a kernel takes, with the kernels that take it.
 STRUCTURES = {
     exp_probe.Arguments: ("exp_array", "exp_bare_loop"),
-    linear_native.Arguments: ("linear_forward", "linear_backward", "linear_pool", "linear_pool_backward"),
+    linear_cpu.Arguments: ("linear_forward", "linear_backward", "linear_pool", "linear_pool_backward"),
     normalisation.Arguments: ("normalise_forward", "normalise_backward"),
-    quadratic_native.Arguments: ("quadratic_forward", "quadratic_backward"),
-    quadratic_step_native.Arguments: ("quadratic_step",),
+    quadratic_cpu.Arguments: ("quadratic_forward", "quadratic_backward"),
+    quadratic_cpu.StepArguments: ("quadratic_step",),
     read_probe.Arguments: ("read_floats",),
-    stored_linear.Arguments: ("stored_linear",),
+    weight_only.Arguments: ("stored_linear",),
 }
 
 
 @NEEDS_LIBRARY
 def test_every_structure_is_that_of_the_library() -> None:
+    library = native.load_library()
+    assert library is not None
     declared = set()
     for source in (Path(native.__file__).parent / "csrc").glob("*.cpp"):
         declared |= set(re.findall(r"^CAUSALRN_KERNEL\((\w+), ", source.read_text(), re.MULTILINE))
@@ -107,15 +113,15 @@ def test_every_structure_is_that_of_the_library() -> None:
     assert declared == {name for names in STRUCTURES.values() for name in names}
     for structure, names in STRUCTURES.items():
         for name in names:
-            assert native.find_kernel(name, structure) is not None
+            assert native.find_kernel(library, name, structure, None) is not None
             # A last field that takes the place of padding leaves sizeof as it is, and is found all the same.
             more = type(
-                "More", (ctypes.Structure,), {"_fields_": (*structure._fields_, ("more", ctypes.c_int8))}
+                "More", (ctypes.Structure,), {"_fields_": [*structure._fields_, ("more", ctypes.c_int8)]}
             )
             with pytest.raises(
                 RuntimeError, match=f"{name} was built for arguments of .* bytes, the package"
             ):
-                native.find_kernel(name, more)
+                native.find_kernel(library, name, more, None)
 
 
 OTHER_LIBRARY = """

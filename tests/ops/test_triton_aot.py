@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from causalrn.ops.pairs import PairRule, PairTerms
 from tests.ops.triton_device import HAS_TRITON, INTERPRETED
 
 pytestmark = [
@@ -102,12 +103,12 @@ def run_quadratic(dtype: torch.dtype, channels: int, **settings: Any) -> Callabl
     from causalrn.ops.quadratic import gpu as quadratic_triton
 
     q, k = torch.randn(2, 1, 40, 2, channels, dtype=dtype)
-    settings = {"gain": None, "window": None, "slope": None, "eps": 0.0, "causal": True} | settings
-    settings = {"norm": "layer", "activation": "exp"} | settings
+    terms = PairTerms(**{name: settings.pop(name, None) for name in PairTerms._fields})
+    rule = PairRule(**{"eps": 0.0, **settings})
 
     def run() -> None:
-        quadratic_triton.forward(q, k, **settings)
-        quadratic_triton.backward(q, q, k, **settings)
+        quadratic_triton.forward(q, k, terms, rule)
+        quadratic_triton.backward(q, q, k, terms, rule)
 
     return run
 

@@ -13,7 +13,7 @@
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
-// Mirrored by causalrn/ops/linear_native.py. q, k and dy are (B, T, H, D) of one type, with strides (in elements) of
+// Mirrored by causalrn/ops/linear/cpu.py. q, k and dy are (B, T, H, D) of one type, with strides (in elements) of
 // their own for B and T; y, dq, dk are contiguous; totals are (B, H, D), those passed in may be null.
 struct LinearArguments {
     const void *q, *k, *dy;

@@ -15,7 +15,7 @@ namespace CAUSALRN_ISA {
 enum Norm { kLayer, kRms, kNone };
 enum Activation { kExp, kRelu, kElu, kGelu };
 
-// Mirrored by causalrn/ops/quadratic_native.py. Tensors are contiguous: q, out, grad, dq (B, Tq, H, D), k, dk
+// Mirrored by causalrn/ops/quadratic/cpu.py. Tensors are contiguous: q, out, grad, dq (B, Tq, H, D), k, dk
 // (B, Tk, H, D), all of one type; gain (Tq, H), dgain (B, H, Tq), window and slope (H) may be null. shift (B, Tq, H, D),
 // which may be null, asks to shift the rows that go beyond `range`: the forward pass writes those, the backward reads them.
 struct QuadraticArguments {

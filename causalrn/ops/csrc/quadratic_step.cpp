@@ -1,4 +1,4 @@
-// One decoding step of the quadratic relation: one query per batch entry and head against a pool of keys, which is
+// One decoding step of the quadratic relation: one query per batch entry and head against a cache of keys, which is
 // read from memory once. See csrc/quadratic.h for the equation.
 #include "activations.h"
 #include "rows.h"
@@ -9,14 +9,14 @@ namespace CAUSALRN_ISA {
 enum StepNorm { kStepLayer, kStepRms, kStepNone };
 enum StepActivation { kStepExp, kStepRelu, kStepElu };
 
-// Mirrored by causalrn/ops/quadratic_step_native.py. q and out (B, H, D) and gain (B, H) are contiguous floats; the
-// pool (B, S, H, D) holds floats or bfloat16 with strides in elements (that of D is 1), of which the first lengths[b]
+// Mirrored by causalrn/ops/quadratic/cpu.py. q and out (B, H, D) and gain (B, H) are contiguous floats; the
+// cache (B, S, H, D) holds floats or bfloat16 with strides in elements (that of D is 1), of which the first lengths[b]
 // positions count; gain, window and slope (H) may be null; scratch has room for one row per item. shift (B, H, D), which
 // may be null, asks to shift the rows that go beyond `range` (see quadratic.h) and is written for those; scratch then has
 // room for two rows per item.
 struct StepArguments {
     const float* q;
-    const void* pool;
+    const void* cache;
     const int64_t* lengths;
     float *out, *scratch, *shift;
     const float* gain;
@@ -27,7 +27,7 @@ struct StepArguments {
     int32_t norm, activation, bf16, threads;
 };
 
-// Positions of a pool that one query reaches.
+// Positions of a cache that one query reaches.
 struct StepReach {
     int64_t begin, end;
 };
@@ -188,7 +188,7 @@ static void add_positions(const StepArguments& a, int64_t b, int64_t h, int64_t 
     const StepQuery query = {a.q + (b * a.heads + h) * a.channels, a.channels, whole, int(a.channels - whole), a.norm,
                              a.eps, step_gain(a, b, h)};
     const int64_t width = kBf16 ? 2 : 4, row_bytes = a.position_stride * width;
-    const char* pool = static_cast<const char*>(a.pool) + (b * a.batch_stride + h * a.head_stride) * width;
+    const char* cache = static_cast<const char*>(a.cache) + (b * a.batch_stride + h * a.head_stride) * width;
     memset(total, 0, sizeof(float) * size_t(a.channels));
     // Far below every exponent, but with a finite difference from it.
     for (int64_t d = 0; Act::kShifts && top && d < a.channels; ++d) top[d] = -1e30f;
@@ -197,7 +197,7 @@ static void add_positions(const StepArguments& a, int64_t b, int64_t h, int64_t 
     for (int64_t j = begin; j < end; j += kRows) {
         const int count = int(min(int64_t(kRows), end - j));
         for (int n = 0; n < count; ++n) {
-            rows[n] = pool + (j + n) * row_bytes;
+            rows[n] = cache + (j + n) * row_bytes;
             const float log_weight = kWeighted ? -a.slope[h] * float(a.lengths[b] - 1 - j - n) : 0.0f;
             weights[n] = Act::kShifts && top ? log_weight : kWeighted ? exp(broadcast(log_weight))[0] : 1.0f;
         }

@@ -1,10 +1,10 @@
-// Reads memory and does next to nothing else: what the kernels that stream weights and pools are measured against.
+// Reads memory and does next to nothing else: what the kernels that stream weights and caches are measured against.
 #include "simd.h"
 
 namespace causalrn {
 namespace CAUSALRN_ISA {
 
-// Mirrored by causalrn/ops/read_probe.py.
+// Mirrored by benchmarks/read_probe.py.
 struct ReadArguments {
     const float* x;
     float* out;

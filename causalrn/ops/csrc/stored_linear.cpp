@@ -7,7 +7,7 @@ namespace CAUSALRN_ISA {
 
 enum WeightType { kFloat, kBfloat16, kInt8 };
 
-// Mirrored by causalrn/ops/stored_linear.py. x (rows, inputs) and y (rows, outputs) are contiguous floats, weight is
+// Mirrored by causalrn/ops/weight_only.py. x (rows, inputs) and y (rows, outputs) are contiguous floats, weight is
 // (outputs, inputs); scale (outputs) multiplies an int8 weight's rows, bias (outputs) may be null.
 struct StoredLinearArguments {
     const float* x;

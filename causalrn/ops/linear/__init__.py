@@ -1,1 +1,1 @@
-"""The linear relation: one operator, and its kernels for a CPU, a GPU and everything else."""
+"""The linear relation: the operator, and its kernels for a CPU, a GPU and plain PyTorch."""

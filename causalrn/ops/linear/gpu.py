@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from causalrn.ops.triton_common import ceil_div, on_device_of
-from causalrn.ops.triton_rows import (
+# A pass over k alone: plain PyTorch that reads it block by block serves well enough.
+from causalrn.ops.linear.eager import sum_keys, sum_keys_backward  # noqa: F401
+from causalrn.ops.linear.gpu_rows import (
     add,
     dot,
     exp_norm,
@@ -36,6 +37,7 @@ from causalrn.ops.triton_rows import (
     total,
     zeros_row,
 )
+from causalrn.ops.triton_common import ceil_div, on_device_of
 
 # Up to this many channels exp(norm(q)) * sum(exp(norm(k))) fits float32 for any input and 2^24 positions:
 # the logarithms to base 2 reach 46 + 46 + 24 < 127. Wider rows subtract their maximum first.

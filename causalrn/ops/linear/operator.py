@@ -1,20 +1,34 @@
 """The linear relation as PyTorch operators, which the dispatcher sends to the best kernel of each device."""
 
-from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops.context_parallel import active_split, state_elsewhere
-from causalrn.ops.linear import cpu as linear_native
-from causalrn.ops.linear import eager as linear_blocked
+from causalrn.ops.dispatch import arithmetic_dtype, define, triton_serves
+from causalrn.ops.linear import cpu, eager
 from causalrn.ops.reference import LinearState
 
 LinearNorm = Literal["layer", "rms"]
-# The dtypes of the Triton kernels.
-TRITON_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Kernels(Protocol):
+    """What the modules `cpu`, `gpu` and `eager` have in common."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool, norm: str
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def backward(
+        self, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool,
+        norm: str,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+    def sum_keys(self, k: Tensor, eps: float, norm: str) -> Tensor: ...
+
+    def sum_keys_backward(self, dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor: ...
 
 
 def relation_linear(
@@ -34,7 +48,7 @@ def relation_linear(
     positions are carried in float64 from block to block. Where a row of q, k or of the result is constant, the
     gradient of its standard deviation counts as 0 (the reference gives NaN).
 
-    Within `sequence_parallel`, q and k are this rank's part of the sequence; the result is that of the whole sequence.
+    Within `context_parallel`, q and k are this rank's part of the sequence; the result is that of the whole sequence.
 
     Exponents reach sqrt(D - 1) ("rms": sqrt(D)), so sums stay finite up to D of about 5000.
 
@@ -52,14 +66,16 @@ def relation_linear(
 
     Raises:
         ValueError: shapes or dtypes that do not belong together, an unknown norm, eps < 0, a state within
-            `sequence_parallel`.
+            `context_parallel`.
     """
     check_arguments(q, k, state, eps, norm)
     if (split := active_split()) is not None:
         if state is not None:
-            raise ValueError("relation_linear: got a state within sequence_parallel, wanted a whole sequence")
-        state = state_elsewhere(relation_linear_pool(k, eps=eps, norm=norm), q.shape[1], causal, split)
-    total = None if state is None else state.total.to(linear_blocked.compute_dtype(q.dtype))
+            raise ValueError(
+                "relation_linear: got a state of a sequence split over ranks, wanted a whole sequence"
+            )
+        state = state_elsewhere(relation_linear_total(k, eps=eps, norm=norm), q.shape[1], causal, split)
+    total = None if state is None else state.total.to(arithmetic_dtype(q))
     y, total = torch.ops.causalrn.relation_linear(q, k, total, eps, causal, norm)
     if state is None:
         count = torch.full(q.shape[:1], q.shape[1], dtype=torch.float32, device=q.device)
@@ -81,7 +97,7 @@ def relation_linear_step(
     return y[:, 0], state
 
 
-def relation_linear_pool(
+def relation_linear_total(
     k: Float[Tensor, "B T H D"], *, eps: float, norm: LinearNorm = "layer"
 ) -> Float[Tensor, "B H D"]:
     """What k alone adds to the state's total, sum_j exp(norm(k_j)): what another part of the sequence needs of it.
@@ -89,7 +105,7 @@ def relation_linear_pool(
     Arguments, precision and errors as `relation_linear`.
     """
     check_arguments(k, k, None, eps, norm)
-    return torch.ops.causalrn.relation_linear_pool(k, eps, norm)
+    return torch.ops.causalrn.relation_linear_total(k, eps, norm)
 
 
 def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float, norm: str) -> None:
@@ -112,90 +128,51 @@ def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float,
             )
 
 
-def cpu_kernels(q: Tensor) -> Any:
-    """The module whose functions serve this CPU tensor."""
-    return linear_native if linear_native.available(q) else linear_blocked
+def cpu_kernels(q: Tensor) -> Kernels:
+    return cpu if cpu.serves(q) else eager
 
 
-def cuda_kernels(q: Tensor) -> Any:
-    """The module whose `forward` and `backward` serve this CUDA tensor."""
-    if q.dtype not in TRITON_DTYPES or find_spec("triton") is None:
-        return linear_blocked
-    # Importing the package must not need Triton.
-    from causalrn.ops.linear import gpu as linear_triton
+def cuda_kernels(q: Tensor) -> Kernels:
+    if not triton_serves(q):
+        return eager
+    from causalrn.ops.linear import gpu
 
-    return linear_triton
-
-
-def run_forward(
-    kernels: Any, q: Tensor, k: Tensor, total: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    if q.numel() == 0:
-        return torch.empty_like(q), copy_or_zeros(total, q)
-    return kernels.forward(q, k, total, *settings)
-
-
-def run_backward(
-    kernels: Any, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    if q.numel() == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), copy_or_zeros(dtotal, q)
-    return kernels.backward(dy, dtotal, q, k, *settings)
-
-
-def copy_or_zeros(total: Tensor | None, q: Tensor) -> Tensor:
-    return new_total(q).zero_() if total is None else total.clone(memory_format=torch.contiguous_format)
+    return gpu
 
 
 def new_total(q: Tensor) -> Tensor:
-    return q.new_empty(q.shape[0], *q.shape[2:], dtype=linear_blocked.compute_dtype(q.dtype))
+    return q.new_empty(q.shape[0], *q.shape[2:], dtype=arithmetic_dtype(q))
 
 
-@torch.library.custom_op(
-    "causalrn::relation_linear",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) -> (Tensor y, Tensor total)",
+forward_op = define(
+    "relation_linear",
+    "(Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) -> (Tensor y, Tensor total)",
+    cpu=lambda q, *rest: cpu_kernels(q).forward(q, *rest),
+    cuda=lambda q, *rest: cuda_kernels(q).forward(q, *rest),
+    fake=lambda q, *rest: (q.new_empty(q.shape), new_total(q)),
 )
-def forward_op(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return run_forward(cpu_kernels(q), q, k, *settings)
-
-
-@forward_op.register_kernel("cuda")
-def forward_op_cuda(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return run_forward(cuda_kernels(q), q, k, *settings)
-
-
-@forward_op.register_fake
-def forward_op_fake(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), new_total(q)
-
-
-@torch.library.custom_op(
-    "causalrn::relation_linear_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor dy, Tensor? dtotal, Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) "
+backward_op = define(
+    "relation_linear_backward",
+    "(Tensor dy, Tensor? dtotal, Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) "
     "-> (Tensor dq, Tensor dk, Tensor dtotal_in)",
+    cpu=lambda dy, dtotal, q, *rest: cpu_kernels(q).backward(dy, dtotal, q, *rest),
+    cuda=lambda dy, dtotal, q, *rest: cuda_kernels(q).backward(dy, dtotal, q, *rest),
+    fake=lambda dy, dtotal, q, *rest: (q.new_empty(q.shape), q.new_empty(q.shape), new_total(q)),
 )
-def backward_op(
-    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return run_backward(cpu_kernels(q), dy, dtotal, q, k, *settings)
-
-
-@backward_op.register_kernel("cuda")
-def backward_op_cuda(
-    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return run_backward(cuda_kernels(q), dy, dtotal, q, k, *settings)
-
-
-@backward_op.register_fake
-def backward_op_fake(
-    dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), new_total(q)
+total_op = define(
+    "relation_linear_total",
+    "(Tensor k, float eps, str norm) -> Tensor",
+    cpu=lambda k, *rule: cpu_kernels(k).sum_keys(k, *rule),
+    cuda=lambda k, *rule: cuda_kernels(k).sum_keys(k, *rule),
+    fake=lambda k, *rule: new_total(k),
+)
+total_backward_op = define(
+    "relation_linear_total_backward",
+    "(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
+    cpu=lambda dtotal, k, *rule: cpu_kernels(k).sum_keys_backward(dtotal, k, *rule),
+    cuda=lambda dtotal, k, *rule: cuda_kernels(k).sum_keys_backward(dtotal, k, *rule),
+    fake=lambda dtotal, k, *rule: k.new_empty(k.shape),
+)
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -210,53 +187,16 @@ def differentiate(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor | None, 
     return dq, dk, None if total is None else dtotal_in, None, None, None
 
 
-forward_op.register_autograd(differentiate, setup_context=save_inputs)
-
-
-# The pool is a pass over k alone; the kernels that read it block by block serve every device well enough.
-@torch.library.custom_op(
-    "causalrn::relation_linear_pool", mutates_args=(), schema="(Tensor k, float eps, str norm) -> Tensor"
-)
-def pool_op(k: Tensor, *settings: Any) -> Tensor:
-    if k.numel() == 0:
-        return new_total(k).zero_()
-    return pool_kernels(k).pool(k, *settings)
-
-
-@pool_op.register_fake
-def pool_op_fake(k: Tensor, *settings: Any) -> Tensor:
-    return new_total(k)
-
-
-@torch.library.custom_op(
-    "causalrn::relation_linear_pool_backward",
-    mutates_args=(),
-    schema="(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
-)
-def pool_backward_op(dtotal: Tensor, k: Tensor, *settings: Any) -> Tensor:
-    if k.numel() == 0:
-        return torch.zeros_like(k)
-    return pool_kernels(k).pool_backward(dtotal, k, *settings)
-
-
-@pool_backward_op.register_fake
-def pool_backward_op_fake(dtotal: Tensor, k: Tensor, *settings: Any) -> Tensor:
-    return k.new_empty(k.shape)
-
-
-def pool_kernels(k: Tensor) -> Any:
-    return cpu_kernels(k) if k.device.type == "cpu" else linear_blocked
-
-
-def save_pool_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_keys(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     k, *settings = inputs
     ctx.save_for_backward(k)
     ctx.settings = settings
 
 
-def differentiate_pool(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate_total(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
     (k,) = ctx.saved_tensors
-    return torch.ops.causalrn.relation_linear_pool_backward(dtotal, k, *ctx.settings), None, None
+    return torch.ops.causalrn.relation_linear_total_backward(dtotal, k, *ctx.settings), None, None
 
 
-pool_op.register_autograd(differentiate_pool, setup_context=save_pool_inputs)
+forward_op.register_autograd(differentiate, setup_context=save_inputs)
+total_op.register_autograd(differentiate_total, setup_context=save_keys)

@@ -1,1 +1,1 @@
-"""The quadratic relation: one operator, and its kernels for a CPU, a GPU and everything else."""
+"""The quadratic relation and its decoding step: the operators, and their kernels for a CPU, a GPU and plain PyTorch."""

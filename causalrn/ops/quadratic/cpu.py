@@ -1,123 +1,139 @@
-"""Calls the compiled CPU kernels of the quadratic relation."""
+"""Calls the compiled CPU kernels of the quadratic relation and of its decoding step."""
 
 import ctypes
-from typing import get_args
+from typing import Any, get_args
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causalrn.ops import native
+from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
-from causalrn.ops.reference import Activation, Norm
 
-DTYPES = (torch.float32, torch.bfloat16)
-# Pair elements below which starting another thread costs more than it saves.
+Queries = Float[Tensor, "B Tq H D"]
+Keys = Float[Tensor, "B Tk H D"]
+# Elements (of pairs, of the cache) below which another thread costs more than it saves.
 ELEMENTS_PER_THREAD = 2**16
+STEP_ELEMENTS_PER_THREAD = 2**15
+# Positions that one thread takes at a time. The sums of the parts are added in order: the split decides the rounding.
+PART_POSITIONS = 64
 
 
 class Arguments(ctypes.Structure):
     """`QuadraticArguments` of csrc/quadratic.h."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "k", "grad", "out", "dq", "dk")),
-        *((name, ctypes.c_void_p) for name in ("gain", "dgain", "window", "slope", "shift")),
-        *((name, ctypes.c_int64) for name in ("batch", "queries", "keys", "heads", "channels")),
-        *((name, ctypes.c_float) for name in ("eps", "range")),
-        *((name, ctypes.c_int32) for name in ("causal", "norm", "activation", "bf16", "threads")),
+    _fields_ = native.fields(
+        pointers="q k grad out dq dk gain dgain window slope shift",
+        int64="batch queries keys heads channels",
+        float32="eps range",
+        int32="causal norm activation bf16",
     )
 
 
-def available(q: Tensor) -> bool:
-    """Whether the library is there and serves tensors of this dtype."""
-    return q.dtype in DTYPES and native.load_library() is not None
+class StepArguments(ctypes.Structure):
+    """`StepArguments` of csrc/quadratic_step.cpp."""
+
+    _fields_ = native.fields(
+        pointers="q cache lengths out scratch shift gain window slope",
+        int64="batch positions heads channels batch_stride position_stride head_stride part",
+        float32="eps range",
+        int32="norm activation bf16",
+    )
 
 
-def run(
-    kernel: str, q: Tensor, k: Tensor, eps: float, causal: bool, norm: str, activation: str, **tensors
+def forward(q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None) -> Queries:
+    """The operator's value; fills in the rows of `shift`, zeros, that go beyond the range."""
+    q, k = q.contiguous(), k.contiguous()
+    out = torch.empty_like(q)
+    call("quadratic_forward", q, k, terms, rule, out=out, shift=shift)
+    return out
+
+
+def backward(
+    grad: Queries, q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None
+) -> tuple[Queries, Keys, Float[Tensor, "Tq H"] | None]:
+    """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass."""
+    grad, q, k = grad.contiguous(), q.contiguous(), k.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    dq, dk, dgain = torch.empty_like(q), torch.empty_like(k), None
+    if terms.gain is not None:
+        # One row per batch entry, summed here, so that the sum is the same in every run.
+        dgain = terms.gain.new_empty(q.shape[0], q.shape[2], q.shape[1])
+    call("quadratic_backward", q, k, terms, rule, grad=grad, dq=dq, dk=dk, dgain=dgain, shift=shift)
+    return dq, dk, None if dgain is None else dgain.sum(0).mT.contiguous()
+
+
+def call(
+    kernel: str, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, **tensors: Tensor | None
 ) -> None:
-    """Runs a kernel on contiguous tensors; `tensors` are the other ones it reads and writes, or None."""
+    """Runs a kernel on contiguous tensors; `tensors` are the other ones that it reads and writes."""
     batch, queries, heads, channels = q.shape
     keys = k.shape[1]
-    elements = batch * queries * keys * heads * channels
-    arguments = Arguments(
+    native.call(
+        kernel,
+        Arguments,
+        {"q": q, "k": k, **tensors, **contiguous(terms)},
         batch=batch,
         queries=queries,
         keys=keys,
         heads=heads,
         channels=channels,
-        eps=eps,
-        range=exponent_range(tensors.get("slope")),
-        causal=causal,
-        norm=get_args(Norm).index(norm),
-        activation=get_args(Activation).index(activation),
+        **numbers_of(terms, rule),
+        causal=rule.causal,
         bf16=q.dtype is torch.bfloat16,
-        threads=min(torch.get_num_threads(), 1 + elements // ELEMENTS_PER_THREAD),
-        **{name: x.data_ptr() for name, x in {"q": q, "k": k, **tensors}.items() if x is not None},
+        threads=native.threads_for(batch * queries * keys * heads * channels, ELEMENTS_PER_THREAD),
     )
-    function = native.find_kernel(kernel, Arguments)
-    assert function is not None
-    if function(ctypes.byref(arguments)) != 0:
-        raise MemoryError(
-            f"{kernel}: no memory left for the scratch copies of q {tuple(q.shape)} and k {tuple(k.shape)}"
-        )
 
 
-def contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def serves_step(q: Tensor, cache: Tensor) -> bool:
+    """Whether the compiled step is there and takes these tensors."""
+    return q.dtype is torch.float32 and native.serves(q) and native.serves(cache) and cache.stride(3) == 1
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-    activation: str,
-    shift: Tensor | None = None,
-) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic`. Of rows beyond the range, `shift` (zeros) is filled in."""
-    q, k = q.contiguous(), k.contiguous()
+def step(
+    q: Float[Tensor, "B H D"],
+    cache: Float[Tensor, "B S H D"],
+    lengths: Int[Tensor, " B"],
+    terms: PairTerms,
+    rule: PairRule,
+    shift: Float[Tensor, "B H D"] | None = None,
+) -> Float[Tensor, "B H D"]:
+    """The value of one decoding step; fills in the rows of `shift`, zeros, that go beyond the range."""
+    q, lengths = q.contiguous(), lengths.contiguous()
+    batch, positions, heads, channels = cache.shape
     out = torch.empty_like(q)
-    optional = {"gain": contiguous(gain), "window": contiguous(window), "slope": contiguous(slope)}
-    run("quadratic_forward", q, k, eps, causal, norm, activation, out=out, shift=shift, **optional)
+    parts = -(-positions // PART_POSITIONS)
+    scratch = q.new_empty((1 if shift is None else 2) * batch * heads * parts, channels)
+    tensors = {"q": q, "cache": cache, "lengths": lengths, "out": out, "scratch": scratch, "shift": shift}
+    native.call(
+        "quadratic_step",
+        StepArguments,
+        {**tensors, **contiguous(terms)},
+        batch=batch,
+        positions=positions,
+        heads=heads,
+        channels=channels,
+        batch_stride=cache.stride(0),
+        position_stride=cache.stride(1),
+        head_stride=cache.stride(2),
+        **numbers_of(terms, rule),
+        part=PART_POSITIONS,
+        bf16=cache.dtype is torch.bfloat16,
+        threads=native.threads_for(cache.numel(), STEP_ELEMENTS_PER_THREAD),
+    )
     return out
 
 
-def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    causal: bool,
-    norm: str,
-    activation: str,
-    shift: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass."""
-    grad, q, k = grad.contiguous(), q.contiguous(), k.contiguous()
-    dq, dk = torch.empty_like(q), torch.empty_like(k)
-    # One row per batch entry, summed here, so that the sum is the same in every run.
-    dgain = None if gain is None else gain.new_empty(q.shape[0], q.shape[2], q.shape[1])
-    optional = {"gain": contiguous(gain), "window": contiguous(window), "slope": contiguous(slope)}
-    run(
-        "quadratic_backward",
-        q,
-        k,
-        eps,
-        causal,
-        norm,
-        activation,
-        grad=grad,
-        dq=dq,
-        dk=dk,
-        dgain=dgain,
-        shift=contiguous(shift),
-        **optional,
-    )
-    return dq, dk, None if dgain is None else dgain.sum(0).mT.contiguous()
+def contiguous(terms: PairTerms) -> dict[str, Tensor]:
+    return {name: x.contiguous() for name, x in terms._asdict().items() if x is not None}
+
+
+def numbers_of(terms: PairTerms, rule: PairRule) -> dict[str, Any]:
+    """The fields that both structures have for the rule. The kernels know norms and activations by their places."""
+    return {
+        "eps": rule.eps,
+        "range": exponent_range(terms.slope),
+        "norm": get_args(Norm).index(rule.norm),
+        "activation": get_args(Activation).index(rule.activation),
+    }

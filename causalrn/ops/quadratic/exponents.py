@@ -1,4 +1,4 @@
-"""Which rows of the quadratic relation have exponentials beyond the range of their dtype, and are shifted into it."""
+"""Finds the rows of the quadratic relation whose exponentials leave the range of their dtype and need a shift."""
 
 import math
 
@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from causalrn.ops.dispatch import arithmetic_dtype
+from causalrn.ops.pairs import PairRule, PairTerms
+
 # Bounds of |gain_i norm(q_i + k_j)| + log(number of pairs): float32 holds exp(-87.3) to exp(88.7), float64 10 times that.
 RANGES = {torch.float32: 86.0, torch.float64: 700.0}
-# With slopes: the weight of a distant pair, below exp(-87.3), is 0; the rest of its exponent must not have made up for that.
+# With slopes the range is smaller: a weight below exp(-87.3) becomes 0, and its pair's exponent must not make up for that.
 SLOPED_RANGES = {torch.float32: 70.0, torch.float64: 600.0}
 
 
@@ -17,9 +20,22 @@ def exponent_range(slope: Tensor | None, dtype: torch.dtype = torch.float32) -> 
     return (RANGES if slope is None else SLOPED_RANGES)[dtype]
 
 
-def stays_in_range(channels: int, n_keys: int, slope: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether no row without a gain needs a shift."""
-    return math.sqrt(channels) + math.log(max(1, n_keys)) <= exponent_range(slope, dtype)
+def plan_shift(
+    q: Float[Tensor, "*rows D"], n_keys: int, terms: PairTerms, rule: PairRule
+) -> tuple[PairTerms, bool]:
+    """Whether rows may need a shift, and the terms, with a gain if so: it is what rows are chosen by.
+
+    Without a gain a row needs one where sqrt(D) alone is too much. Without a norm there is no bound to go by, and other
+    activations than exp do not leave the range.
+    """
+    if rule.activation != "exp" or rule.norm == "none":
+        return terms, False
+    dtype = arithmetic_dtype(q)
+    if terms.gain is None:
+        if math.sqrt(q.shape[-1]) + math.log(max(1, n_keys)) <= exponent_range(terms.slope, dtype):
+            return terms, False
+        terms = terms._replace(gain=q.new_ones(q.shape[-3:-1], dtype=dtype))
+    return terms, True
 
 
 def beyond_range(

@@ -15,7 +15,7 @@ The backward runs one such kernel for dq and one for dk (own and partner change 
 deterministic, at two exponentials per channel of a pair, one in each kernel.
 """
 
-# Triton's compile-time parameters are in capitals, are and are typed by what they become.
+# Triton's compile-time parameters are in capitals and typed by what they become.
 # ruff: noqa: N803, N806
 # pyright: reportArgumentType=false, reportAssignmentType=false
 
@@ -26,7 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import beyond_range
+from causalrn.ops.quadratic.gpu_packing import first_key, last_key, pack, unpack, window_span
 from causalrn.ops.quadratic.gpu_pairs import (
     LANES,
     MASKED,
@@ -36,17 +38,7 @@ from causalrn.ops.quadratic.gpu_pairs import (
     pair_std,
     pair_weight,
 )
-from causalrn.ops.triton_common import (
-    INTERPRETED,
-    LOG2_E,
-    ceil_div,
-    first_key,
-    last_key,
-    on_device_of,
-    pack,
-    unpack,
-    window_span,
-)
+from causalrn.ops.triton_common import INTERPRETED, LOG2_E, ceil_div, on_device_of
 
 LN_2 = 0.6931471805599453
 
@@ -281,7 +273,7 @@ def _prepare(x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
 
 
 class Shifted(NamedTuple):
-    """What the second launch is told.
+    """The second launch's arguments.
 
     Attributes:
         gain: 0 but in the rows beyond the range, (Tq, H).
@@ -295,25 +287,30 @@ class Shifted(NamedTuple):
 
 
 def _split(
-    gain: Tensor, n_keys: int, channels: int, slope: Tensor | None, causal: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which rows (Tq, H) need a shift, were there no window; the gains of the others and theirs, else 0; their span."""
+    terms: PairTerms, n_keys: int, channels: int, causal: bool
+) -> tuple[Tensor, PairTerms, Tensor, Tensor]:
+    """Which rows (Tq, H) need a shift, were there no window.
+
+    Also gives the terms of the other rows, with a gain of 0 in these; the gain of these rows, with 0 in the others; and
+    their span.
+    """
+    gain = terms.gain
+    assert gain is not None
     positions = torch.arange(n_keys - len(gain), n_keys, device=gain.device)[:, None]
     count = positions + 1 if causal else torch.full_like(positions, n_keys)
-    rows = beyond_range(gain, count, channels, slope)
+    rows = beyond_range(gain, count, channels, terms.slope)
     index = torch.arange(len(gain), device=gain.device, dtype=torch.int32)[:, None]
     span = torch.stack([torch.where(rows, index, 2**30).amin(0), torch.where(rows, index, -1).amax(0)])
-    return rows, gain.masked_fill(rows, 0), gain.masked_fill(~rows, 0), span
+    return rows, terms._replace(gain=gain.masked_fill(rows, 0)), gain.masked_fill(~rows, 0), span
 
 
 def _launch(
     goal: str, own: tuple[Tensor, Tensor], partner: tuple[Tensor, Tensor], grad: Tensor | None, lengths: tuple[int, int],
-    channels: int, gain: Tensor | None, window: Tensor | None, slope: Tensor | None, eps: float, causal: bool,
-    norm: str, activation: str, heads: int, shifted: Shifted | None = None,
+    channels: int, heads: int, terms: PairTerms, rule: PairRule, shifted: Shifted | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Runs the kernel; gives its result and the gain's gradient, both channel-major."""
     packed, mean = own
-    gain, window, slope = (x if x is None else x.contiguous() for x in (gain, window, slope))
+    gain, window, slope = (x if x is None else x.contiguous() for x in terms)
     groups, padded_channels, own_padded = packed.shape
     n_own = lengths[goal == "dk"]
     result = torch.zeros_like(packed)
@@ -322,10 +319,10 @@ def _launch(
 
     def run(kernel: Any, gain: Tensor | None, shift: Tensor | None, span: Tensor | None, **config: int) -> None:  # fmt: skip
         kernel[lambda meta: (groups * ceil_div(n_own, 32 * meta["SUBROWS"]),)](
-            packed, partner[0], mean, partner[1], grad, result, gain, dgain, shift, span, window, slope, eps,
+            packed, partner[0], mean, partner[1], grad, result, gain, dgain, shift, span, window, slope, rule.eps,
             n_own, lengths[goal != "dk"], lengths[1], channels, padded_channels, own_padded, partner[0].shape[2],
-            groups, heads, 1, GOAL=goal, CAUSAL=causal, NORM=norm, ACTIVATION=activation,
-            PAIR_MEAN=mean.shape[2] > 0, WEIGHTED=activation != "exp" or gain is not None or slope is not None,
+            groups, heads, 1, GOAL=goal, CAUSAL=rule.causal, NORM=rule.norm, ACTIVATION=rule.activation,
+            PAIR_MEAN=mean.shape[2] > 0, WEIGHTED=rule.activation != "exp" or gain is not None or slope is not None,
             HAS_GAIN=gain is not None, HAS_WINDOW=window is not None, HAS_SLOPE=slope is not None,
             SHIFTED=shift is not None, **config,
         )  # fmt: skip
@@ -337,63 +334,47 @@ def _launch(
     return result, dgain
 
 
-def forward(
-    q: Tensor, k: Tensor, gain: Tensor | None, window: Tensor | None, slope: Tensor | None, eps: float,
-    causal: bool, norm: str, activation: str, shift: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """`reference.relation_quadratic_reference` on q (B, Tq, H, D) and k (B, Tk, H, D), Tq <= Tk, of one dtype.
+def forward(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None = None) -> Tensor:
+    """The operator's value on q (B, Tq, H, D) and k (B, Tk, H, D), Tq <= Tk, of one dtype.
 
-    Of rows beyond the range, `shift` (B, Tq, H, D), zeros, is filled in.
+    Fills in the rows of `shift` (B, Tq, H, D), zeros, that go beyond the range.
     """
-    if q.numel() == 0:
-        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    _, n_queries, heads, channels = q.shape
     n_keys = k.shape[1]
     with on_device_of(q):
-        sides = _prepare(q, norm), _prepare(k, norm)
+        sides = _prepare(q, rule.norm), _prepare(k, rule.norm)
         shifted = None
-        if shift is not None and gain is not None:
-            rows, gain, their_gain, span = _split(gain, n_keys, q.shape[3], slope, causal)
+        if shift is not None and terms.gain is not None:
+            rows, terms, their_gain, span = _split(terms, n_keys, channels, rule.causal)
             # Far below every exponent, but with a finite difference from it.
             start = torch.where(rows, MASKED.value, 0.0)[None, :, :, None].expand_as(shift)
             shifted = Shifted(their_gain, span, pack(start)[0])
-        result, _ = _launch(
-            "out", *sides, None, (q.shape[1], n_keys), q.shape[3], gain, window, slope, eps, causal, norm,
-            activation, q.shape[2], shifted,
-        )  # fmt: skip
+        result, _ = _launch("out", *sides, None, (n_queries, n_keys), channels, heads, terms, rule, shifted)
         if shift is not None and shifted is not None:
             shift.copy_(unpack(shifted.shift, shift))
-        return unpack(result, q, divide=True, n_keys=n_keys, window=window, causal=causal)
+        return unpack(result, q, divide=True, n_keys=n_keys, window=terms.window, causal=rule.causal)
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, gain: Tensor | None, window: Tensor | None, slope: Tensor | None, eps: float,
-    causal: bool, norm: str, activation: str, shift: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients (dq, dk, dgain) of `forward` with the shift it gave; dgain, float32, is empty without a gain."""
+    grad: Tensor, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients with respect to q, k and gain (None without a gain), with the shift of the forward pass."""
     batch, n_queries, heads, channels = q.shape
     n_keys = k.shape[1]
-    if q.numel() == 0:
-        dgain = torch.zeros(
-            (0,) if gain is None else (n_queries, heads), dtype=torch.float32, device=q.device
-        )
-        return torch.zeros_like(q), torch.zeros_like(k), dgain
     with on_device_of(q):
-        queries, keys = _prepare(q, norm), _prepare(k, norm)
-        packed_grad, _ = pack(grad, divide=True, n_keys=n_keys, window=window, causal=causal)
+        queries, keys = _prepare(q, rule.norm), _prepare(k, rule.norm)
+        packed_grad, _ = pack(grad, divide=True, n_keys=n_keys, window=terms.window, causal=rule.causal)
         shifted = None
-        if shift is not None and gain is not None:
-            _, gain, their_gain, span = _split(gain, n_keys, channels, slope, causal)
+        if shift is not None and terms.gain is not None:
+            _, terms, their_gain, span = _split(terms, n_keys, channels, rule.causal)
             shifted = Shifted(their_gain, span, pack(shift)[0])
-        setting = (
-            packed_grad, (n_queries, n_keys), channels, gain, window, slope, eps, causal, norm, activation, heads,
-            shifted,
-        )  # fmt: skip
-        plain = activation == "exp" and gain is None and slope is None
-        finish = {"factor": LN_2 if plain else 1.0, "centre": norm == "layer"}
+        setting = (packed_grad, (n_queries, n_keys), channels, heads, terms, rule, shifted)
+        plain = rule.activation == "exp" and terms.gain is None and terms.slope is None
+        finish = {"factor": LN_2 if plain else 1.0, "centre": rule.norm == "layer"}
         result, dgain = _launch("dq", queries, keys, *setting)
         dq = unpack(result, q, **finish)
         result, _ = _launch("dk", keys, queries, *setting)
         dk = unpack(result, k, **finish)
-        if gain is not None:
-            dgain = dgain.view(batch, heads, -1)[..., :n_queries].sum(0).T.contiguous()
-        return dq, dk, dgain
+        if terms.gain is None:
+            return dq, dk, None
+        return dq, dk, dgain.view(batch, heads, -1)[..., :n_queries].sum(0).T.contiguous()

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the quadratic relation form of a pair: its mean, deviation, weight and activation."""
+"""Functions of one pair for the Triton kernels of the quadratic relation: its mean, deviation, weight and activation."""
 
 # Triton's compile-time parameters are in capitals, are typed by what they become, and need an else beside a return.
 # ruff: noqa: N803, RET505

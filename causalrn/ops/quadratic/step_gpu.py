@@ -1,4 +1,4 @@
-"""One decoding step of the quadratic relation on a GPU: programs share out the pool, which is read once.
+"""One decoding step of the quadratic relation on a GPU: programs share out the cache, which is read once.
 
 Each program owns PART consecutive positions of one row and head, holds all channels of a few of them in registers, and
 leaves their sum; the sums are added in order, so that the result is the same in every run.
@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.exponents import exponent_range
+from causalrn.ops.quadratic.gpu_packing import window_span
 from causalrn.ops.quadratic.gpu_pairs import MASKED, activate
-from causalrn.ops.triton_common import LOG2_E, ceil_div, on_device_of, window_span
+from causalrn.ops.triton_common import LOG2_E, ceil_div, on_device_of
 
 # Positions of one program: enough programs to fill a GPU from a few thousand positions on.
 PART = 64
@@ -35,7 +37,7 @@ def _sum_rows(z, mask, distance, rate, ACTIVATION: tl.constexpr, HAS_SLOPE: tl.c
 
 @triton.jit(do_not_specialize=["channels", "stride_batch", "stride_position", "stride_head"])
 def _step_kernel(
-    q, pool, lengths, gain, window, slope, sums, tops,
+    q, cache, lengths, gain, window, slope, sums, tops,
     eps, norm_bound, exponent_range, channels, heads, stride_batch, stride_position, stride_head,
     NORM: tl.constexpr, ACTIVATION: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_SLOPE: tl.constexpr, SHIFTED: tl.constexpr, PART_POSITIONS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -56,10 +58,10 @@ def _step_kernel(
     rate = 0.0
     if HAS_SLOPE:
         rate = tl.load(slope + head) * LOG2_E
-    pool += (group // heads) * stride_batch + head * stride_head
+    cache += (group // heads) * stride_batch + head * stride_head
     total = tl.zeros((WIDTH,), tl.float32)
     if SHIFTED:
-        # Of a row beyond the range, the largest exponent of each channel; it starts far below all.
+        # A row beyond the range keeps the largest exponent of each channel, which starts far below all exponents.
         shifted = tl.abs(factor) * norm_bound + tl.log((length - first).to(tl.float32)) > exponent_range
         top = tl.zeros((WIDTH,), tl.float32) + tl.where(shifted, MASKED, 0.0)
     for position in range(start, stop, ROWS):
@@ -67,7 +69,7 @@ def _step_kernel(
         mask = (row < stop)[:, None] & inside[None, :]
         at = row.to(tl.int64)[:, None] * stride_position + column[None, :]
         # Sums and norms are taken of q + k itself, in which the two have cancelled already.
-        x = query[None, :] + tl.load(pool + at, mask=mask, other=0.0).to(tl.float32)
+        x = query[None, :] + tl.load(cache + at, mask=mask, other=0.0).to(tl.float32)
         x = tl.where(mask, x, 0.0)
         if NORM == "layer":
             x = tl.where(mask, x - (tl.sum(x, 1) / channels)[:, None], 0.0)
@@ -92,31 +94,28 @@ def _step_kernel(
     tl.store(sums + at, total, mask=inside)
 
 
-def forward(
+def step(
     q: Tensor,
-    pool: Tensor,
+    cache: Tensor,
     lengths: Tensor,
-    gain: Tensor | None,
-    window: Tensor | None,
-    slope: Tensor | None,
-    eps: float,
-    norm: str,
-    activation: str,
+    terms: PairTerms,
+    rule: PairRule,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator's value; arguments as `relation_quadratic_step`, not float64. Of rows beyond the range, `shift` is filled in."""
-    batch, positions, heads, channels = pool.shape
-    if pool.stride(3) != 1:
-        pool = pool.contiguous()
+    """The value of one decoding step, not in float64; fills in the rows of `shift`, zeros, that go beyond the range."""
+    gain, window, slope = terms
+    batch, positions, heads, channels = cache.shape
+    if cache.stride(3) != 1:
+        cache = cache.contiguous()
     parts = ceil_div(positions, PART)
     sums = torch.empty(batch * heads, parts, channels, dtype=torch.float32, device=q.device)
     tops = None if shift is None else torch.empty_like(sums)
     width = triton.next_power_of_2(channels)
     with on_device_of(q):
         _step_kernel[(parts, batch * heads)](
-            q.contiguous(), pool, lengths.to(torch.int32), *(x if x is None else x.contiguous() for x in (gain, window, slope)), sums, tops,
-            eps, math.sqrt(channels), exponent_range(slope), channels, heads, *pool.stride()[:3],
-            NORM=norm, ACTIVATION=activation, HAS_GAIN=gain is not None, HAS_WINDOW=window is not None,
+            q.contiguous(), cache, lengths.to(torch.int32), *(x if x is None else x.contiguous() for x in (gain, window, slope)), sums, tops,
+            rule.eps, math.sqrt(channels), exponent_range(slope), channels, heads, *cache.stride()[:3],
+            NORM=rule.norm, ACTIVATION=rule.activation, HAS_GAIN=gain is not None, HAS_WINDOW=window is not None,
             HAS_SLOPE=slope is not None, SHIFTED=shift is not None, PART_POSITIONS=PART, ROWS=max(1, min(16, TILE_ELEMENTS // width)),
             WIDTH=width, num_warps=4 if width <= 1024 else 8,
         )  # fmt: skip

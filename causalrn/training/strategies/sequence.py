@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from causalrn.models import LanguageModel, LinearRelation
-from causalrn.ops.context_parallel import sequence_parallel
+from causalrn.ops.context_parallel import context_parallel
 
 
 class SequenceParallelStrategy(DDPStrategy):
@@ -41,7 +41,7 @@ class SequenceParallelStrategy(DDPStrategy):
         # A group of its own: its exchanges must not queue between the gradients' all-reduces.
         group = dist.new_group()
         assert isinstance(group, dist.ProcessGroup)
-        self.split.enter_context(sequence_parallel(group))
+        self.split.enter_context(context_parallel(group))
 
     def teardown(self) -> None:
         self.split.close()

@@ -22,8 +22,8 @@ def test_registration(dtype: torch.dtype, with_state: bool) -> None:
     detached = (q.detach(), k.detach(), None if total is None else total.detach())
     torch.library.opcheck(OPERATORS.relation_linear, (q, k, total, 1e-3, True, "layer"))
     torch.library.opcheck(OPERATORS.relation_linear_backward, (dy, dtotal, *detached, 1e-3, True, "layer"))
-    torch.library.opcheck(OPERATORS.relation_linear_pool, (k, 1e-3, "rms"))
-    torch.library.opcheck(OPERATORS.relation_linear_pool_backward, (dtotal, detached[1], 1e-3, "rms"))
+    torch.library.opcheck(OPERATORS.relation_linear_total, (k, 1e-3, "rms"))
+    torch.library.opcheck(OPERATORS.relation_linear_total_backward, (dtotal, detached[1], 1e-3, "rms"))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -36,7 +36,7 @@ def test_gradcheck(norm: str, causal: bool) -> None:
         return OPERATORS.relation_linear(q, k, total, 0.2, causal, norm)
 
     assert torch.autograd.gradcheck(function, (q, k, total))
-    assert torch.autograd.gradcheck(lambda k: OPERATORS.relation_linear_pool(k, 0.2, norm), (k,))
+    assert torch.autograd.gradcheck(lambda k: OPERATORS.relation_linear_total(k, 0.2, norm), (k,))
 
 
 def test_second_derivative_is_refused() -> None:

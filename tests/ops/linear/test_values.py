@@ -10,10 +10,10 @@ from torch import Tensor
 
 from causalrn.ops import native, relation_linear, relation_linear_step
 from causalrn.ops.linear import operator as linear
-from causalrn.ops.linear.operator import relation_linear_pool
+from causalrn.ops.linear.operator import relation_linear_total
 from causalrn.ops.reference import LinearState, normalise, relation_linear_reference
 
-PATHS = (*native.INSTRUCTION_SETS, "blocked")
+PATHS = (*native.INSTRUCTION_SETS, "eager")
 # Float32 against float64, relative to the largest element: rounding of statistics, exponents up to about 5 and sums.
 TOLERANCE = 1e-5
 
@@ -26,8 +26,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poison
 
 
 def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path == "blocked":
-        monkeypatch.setattr(linear.linear_native, "available", lambda q: False)
+    if path == "eager":
+        monkeypatch.setattr(native, "serves", lambda x: False)
     elif path in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, path)
     else:
@@ -236,16 +236,16 @@ def test_same_result_in_every_run_and_on_any_number_of_threads(path: str, batch:
     # PyTorch's own reductions, which the path without a compiler is made of, split by thread.
     assert_near(results[2], results[3], 0)
     for result in results[:2]:
-        assert_near(result, results[3], TOLERANCE if path == "blocked" else 0)
+        assert_near(result, results[3], TOLERANCE if path == "eager" else 0)
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_pool_equals_the_state_of_the_whole(path: str, norm: linear.LinearNorm) -> None:
+def test_total_equals_the_state_of_the_whole(path: str, norm: linear.LinearNorm) -> None:
     _, k, _, _, dtotal = make_inputs(2, 300, 2, 40)
     k64 = k.double().requires_grad_()
     wanted = normalise(k64, norm, 1e-3).exp().sum(1)
     k.requires_grad_()
-    total = relation_linear_pool(k, eps=1e-3, norm=norm)
+    total = relation_linear_total(k, eps=1e-3, norm=norm)
     (dk,) = torch.autograd.grad(total, k, dtotal)
     (wanted_dk,) = torch.autograd.grad(wanted, k64, dtotal.double())
     assert_near({"total": total, "dk": dk}, {"total": wanted, "dk": wanted_dk}, TOLERANCE)

@@ -16,12 +16,11 @@ from causalrn.models import (
     QuadraticRelation,
 )
 from causalrn.ops import native, relation_quadratic, relation_quadratic_shifted
-from causalrn.ops.quadratic import operator as quadratic
-from causalrn.ops.quadratic import step as quadratic_step
-from causalrn.ops.quadratic.step import relation_quadratic_step_shifted
+from causalrn.ops.pairs import PairRule, PairTerms
+from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import relation_quadratic_log_reference
 
-PATHS = (*native.INSTRUCTION_SETS, "tiled")
+PATHS = (*native.INSTRUCTION_SETS, "eager")
 # The recipe's gain of configs/copy/extrapolate.yaml at position 1e6: with D 3072 exponents reach 260.
 GAIN = LogLengthGain(0.4, 100.0)(torch.tensor(1_000_000)).item()
 CHANNELS = 3072
@@ -41,9 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> str:
     """Each compiled instruction set, then the path without a compiler; memory that stays unwritten holds NaN."""
-    if request.param == "tiled":
-        monkeypatch.setattr(quadratic.quadratic_native, "available", lambda q: False)
-        monkeypatch.setattr(quadratic_step.quadratic_step_native, "available", lambda q, pool: False)
+    if request.param == "eager":
+        monkeypatch.setattr(native, "serves", lambda x: False)
     elif request.param in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, request.param)
     else:
@@ -76,8 +74,16 @@ def tensors(settings: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return out
 
 
-def log_mean(q: Tensor, k: Tensor, **settings: Any) -> Tensor:
-    out, shift = relation_quadratic_shifted(q, k, **settings)
+def terms_and_rule(
+    settings: dict[str, Any], dtype: torch.dtype, gain: Tensor | None = None
+) -> tuple[PairTerms, PairRule]:
+    options = tensors(settings, dtype)
+    terms = PairTerms(gain, options.pop("window", None), options.pop("slope", None))
+    return terms, PairRule(1e-5, **options)
+
+
+def log_mean(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule) -> Tensor:
+    out, shift = relation_quadratic_shifted(q, k, terms, rule)
     assert shift is not None
     return out.to(shift.dtype).log() + shift
 
@@ -86,7 +92,7 @@ def differentiate(
     function: Any, inputs: tuple[Tensor, ...], dtype: torch.dtype, **settings: Any
 ) -> dict[str, Tensor]:
     q, k, gain = (x.to(dtype).clone().requires_grad_() for x in inputs[:3])
-    out = function(q, k, eps=1e-5, gain=gain, **tensors(settings, dtype))
+    out = function(q, k, *terms_and_rule(settings, dtype, gain))
     gradients = torch.autograd.grad(out, (q, k, gain), inputs[3].to(out))
     return dict(zip(("out", "dq", "dk", "dgain"), (out.detach(), *gradients), strict=True))
 
@@ -115,13 +121,13 @@ def test_far_beyond_the_range(name: str) -> None:
 def test_rows_in_range_are_those_of_the_plain_operator() -> None:
     q, k, gain, _ = make_inputs(11, 17, 300)
     plain = relation_quadratic(q, k, eps=1e-5, gain=gain[:1].expand(11, 2))
-    out, shift = relation_quadratic_shifted(q, k, eps=1e-5, gain=gain[:1].expand(11, 2))
+    out, shift = relation_quadratic_shifted(q, k, PairTerms(gain[:1].expand(11, 2)), PairRule(1e-5))
     assert shift is not None
     assert not shift.any()
     assert torch.equal(out, plain)
     # Beside rows that are shifted they are the same as well.
     gain = gain * torch.where(gain == 1, 1, 10)
-    out, shift = relation_quadratic_shifted(q, k, eps=1e-5, gain=gain)
+    out, shift = relation_quadratic_shifted(q, k, PairTerms(gain), PairRule(1e-5))
     assert shift is not None
     assert shift[:, 1::3].all()
     assert not shift[:, ::3].any()
@@ -134,7 +140,7 @@ def test_many_pairs_at_the_end_of_the_range() -> None:
     q, k = torch.zeros(1, 1, 1, 400), torch.zeros(1, 300, 1, 400)
     k[..., 3] = 1.0
     gain = torch.full((1, 1), 84 / math.sqrt(399), requires_grad=True)
-    out, shift = relation_quadratic_shifted(q, k, eps=0.0, gain=gain)
+    out, shift = relation_quadratic_shifted(q, k, PairTerms(gain), PairRule(0.0))
     assert shift is not None
     log = out.log() + shift
     assert log[0, 0, 0, 3].item() == pytest.approx(84, rel=1e-6)
@@ -146,40 +152,40 @@ def test_many_pairs_at_the_end_of_the_range() -> None:
 @pytest.mark.usefixtures("path")
 def test_wide_heads_without_a_gain() -> None:
     q, k, _, grad = make_inputs(7, 7, 9000, heads=1)
-    exact = relation_quadratic_log_reference(q.double(), k.double(), eps=1e-5)
+    exact = relation_quadratic_log_reference(q.double(), k.double(), PairTerms(), PairRule(1e-5))
     assert exact.amax() > 90
     for x in (q, k):
         x.requires_grad_()
-    log = log_mean(q, k, eps=1e-5)
+    log = log_mean(q, k, PairTerms(), PairRule(1e-5))
     assert row_error(log.detach(), exact) < TOLERANCE
     assert all(x.isfinite().all() for x in torch.autograd.grad(log, (q, k), grad))
 
 
 def test_no_shift_where_there_is_no_bound_or_no_need() -> None:
     q, gain = torch.randn(1, 5, 1, 768), torch.ones(5, 1)
-    for settings in ({}, {"norm": "none", "gain": gain}, {"activation": "elu", "gain": gain}):
-        out, shift = relation_quadratic_shifted(q, q, eps=1e-5, **settings)
+    rules = (PairRule(1e-5), PairRule(1e-5, norm="none"), PairRule(1e-5, activation="elu"))
+    for factor, rule in zip((None, gain, gain), rules, strict=True):
+        out, shift = relation_quadratic_shifted(q, q, PairTerms(factor), rule)
         assert shift is None
-        assert torch.equal(out, relation_quadratic(q, q, eps=1e-5, **settings))
+        assert torch.equal(out, relation_quadratic(q, q, gain=factor, **rule._asdict()))
 
 
-def make_pool(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:
-    """q, pool, lengths and gain of a step, with slopes 0 and 1.5, one pair nearly one-hot; and the logarithm in float64."""
-    q, pool = torch.randn(2, 2, channels), torch.randn(2, length, 2, channels)
-    q[0] = -pool[0, length // 2] + 1e-3 * q[0]
+def make_cache(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:
+    """q, cache, lengths and gain of a step, with slopes 0 and 1.5, one pair nearly one-hot; and the logarithm in float64."""
+    q, cache = torch.randn(2, 2, channels), torch.randn(2, length, 2, channels)
+    q[0] = -cache[0, length // 2] + 1e-3 * q[0]
     q[0, :, 5] += 10
     lengths, gains = torch.tensor([length, length // 3]), torch.tensor([[gain, gain], [1.0, gain]])
     exact = [
         relation_quadratic_log_reference(
             q[b, None, None].double(),
-            pool[b, None, : lengths[b]].double(),
-            eps=1e-5,
-            gain=gains[b, None].double(),
-            slope=torch.tensor([0.0, 1.5]),
+            cache[b, None, : lengths[b]].double(),
+            PairTerms(gains[b, None].double(), slope=torch.tensor([0.0, 1.5])),
+            PairRule(1e-5),
         )[0, 0]
         for b in range(2)
     ]
-    return q, pool, lengths, gains, torch.stack(exact)
+    return q, cache, lengths, gains, torch.stack(exact)
 
 
 @pytest.mark.parametrize(
@@ -188,10 +194,9 @@ def make_pool(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:
 )
 @pytest.mark.usefixtures("path")
 def test_step(length: int, channels: int, gain: float) -> None:
-    q, pool, lengths, gains, exact = make_pool(length, channels, gain)
-    out, shift = relation_quadratic_step_shifted(
-        q, pool, lengths, eps=1e-5, gain=gains, slope=torch.tensor([0.0, 1.5])
-    )
+    q, cache, lengths, gains, exact = make_cache(length, channels, gain)
+    terms = PairTerms(gains, slope=torch.tensor([0.0, 1.5]))
+    out, shift = relation_quadratic_step(q, cache, lengths, terms, PairRule(1e-5))
     assert shift is not None
     assert exact.amax() > 88
     # The only row that stays in range.

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.reference import relation_quadratic_log_reference
 from tests.ops.quadratic.test_exponents import (
     SETTINGS,
     TOLERANCE,
     differentiate,
+    make_cache,
     make_inputs,
-    make_pool,
     row_error,
-    tensors,
+    terms_and_rule,
 )
 from tests.ops.test_triton_aot import ARCHITECTURES, assert_compile, record_launches, use_config
 from tests.ops.triton_device import (
@@ -41,14 +42,13 @@ def run(inputs: tuple[torch.Tensor, ...], **settings: Any) -> dict[str, torch.Te
     from causalrn.ops.quadratic import gpu as quadratic_triton
 
     q, k, gain, grad = (x.to(DEVICE) for x in inputs)
-    options = {"causal": True, "norm": "layer", "window": None, "slope": None}
-    options |= {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in settings.items()}
-    arguments = (gain, options["window"], options["slope"], 1e-5, options["causal"], options["norm"], "exp")
+    terms, rule = terms_and_rule(settings, torch.float32, gain)
+    terms = PairTerms(*(None if x is None else x.to(DEVICE) for x in terms))
     shift = torch.zeros_like(q)
-    out = quadratic_triton.forward(q, k, *arguments, shift=shift)
-    gradients = quadratic_triton.backward(grad / out, q, k, *arguments, shift=shift)
-    values = (out.log() + shift, *gradients)
-    return {name: x.cpu() for name, x in zip(("out", "dq", "dk", "dgain"), values, strict=True)}
+    out = quadratic_triton.forward(q, k, terms, rule, shift)
+    gradients = quadratic_triton.backward(grad / out, q, k, terms, rule, shift)
+    values = zip(("out", "dq", "dk", "dgain"), (out.log() + shift, *gradients), strict=True)
+    return {name: x.cpu() for name, x in values if x is not None}
 
 
 # Lanes behind the last position divide 0 by 0, which only the interpreter notices; nothing of theirs is kept.
@@ -69,7 +69,7 @@ class TestKernels:
     def check(self, inputs: tuple[torch.Tensor, ...], name: str) -> None:
         exact = differentiate(relation_quadratic_log_reference, inputs, torch.float64, **SETTINGS[name])
         plain = differentiate(relation_quadratic_log_reference, inputs, torch.float32, **SETTINGS[name])
-        ours = run(inputs, **tensors(SETTINGS[name], torch.float32))
+        ours = run(inputs, **SETTINGS[name])
         assert exact["out"].amax() > 88
         for key, wanted in exact.items():
             errors = [row_error(x[key], wanted) for x in (ours, plain)]
@@ -80,22 +80,21 @@ class TestKernels:
 
         q, k, gain, _ = (x.to(DEVICE) for x in make_inputs(9, 20, 12))
         gain = torch.where(gain.abs() > 2, 75.0, gain)
-        arguments = (None, None, 1e-5, True, "layer", "exp")
         shift = torch.zeros_like(q)
-        out = quadratic_triton.forward(q, k, gain, *arguments, shift=shift)
+        out = quadratic_triton.forward(q, k, PairTerms(gain), PairRule(1e-5), shift)
         # The interpreter warns of what would be infinite.
-        plain = quadratic_triton.forward(q, k, gain.clamp(-1, 1), *arguments)
+        plain = quadratic_triton.forward(q, k, PairTerms(gain.clamp(-1, 1)), PairRule(1e-5))
         assert torch.equal(out[:, ::3], plain[:, ::3])
         assert not shift[:, ::3].any()
 
     def test_step(self) -> None:
         from causalrn.ops.quadratic import step_gpu as quadratic_step_triton
 
-        q, pool, lengths, gain, exact = make_pool(150, 100, 27.0)
-        q, pool, lengths, gain = (x.to(DEVICE) for x in (q, pool, lengths, gain))
+        q, cache, lengths, gain, exact = make_cache(150, 100, 27.0)
+        q, cache, lengths, gain = (x.to(DEVICE) for x in (q, cache, lengths, gain))
         shift = torch.zeros_like(q)
-        arguments = (lengths, gain, None, torch.tensor([0.0, 1.5], device=DEVICE), 1e-5, "layer", "exp")
-        out = quadratic_step_triton.forward(q, pool, *arguments, shift=shift)
+        terms = PairTerms(gain, slope=torch.tensor([0.0, 1.5], device=DEVICE))
+        out = quadratic_step_triton.step(q, cache, lengths, terms, PairRule(1e-5), shift)
         assert row_error((out.log() + shift).cpu(), exact) < 1e-5
 
 
@@ -109,14 +108,14 @@ def test_compiles_ahead_of_time(dtype: torch.dtype, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     use_config(monkeypatch, quadratic_triton.TUNED[0])
     q, k = torch.randn(2, 1, 40, 2, 192, dtype=dtype)
-    settings = (torch.ones(40, 2), torch.ones(2, dtype=torch.int32), torch.ones(2), 0.0, True, "layer", "exp")
+    terms, rule = PairTerms(torch.ones(40, 2), torch.ones(2, dtype=torch.int32), torch.ones(2)), PairRule(0.0)
     shift = torch.zeros(q.shape)
 
     def launch() -> None:
-        quadratic_triton.forward(q, k, *settings, shift=shift)
-        quadratic_triton.backward(q, q, k, *settings, shift=shift)
-        step_settings = (torch.tensor([40]), torch.ones(1, 2), *settings[1:4], "layer", "exp")
-        quadratic_step_triton.forward(q[:, 0].float(), k, *step_settings, shift=shift[:, 0])
+        quadratic_triton.forward(q, k, terms, rule, shift)
+        quadratic_triton.backward(q, q, k, terms, rule, shift)
+        step_terms = terms._replace(gain=torch.ones(1, 2))
+        quadratic_step_triton.step(q[:, 0].float(), k, torch.tensor([40]), step_terms, rule, shift[:, 0])
 
     launches = record_launches(monkeypatch, launch)
     kernels = [launch.kernel.__name__ for launch in launches]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from causalrn.ops import native, relation_quadratic, relation_quadratic_shifted
-from causalrn.ops.quadratic import operator as quadratic
+from causalrn.ops.pairs import PairRule, PairTerms
+from causalrn.ops.quadratic import cpu
 
 OPERATORS = torch.ops.causalrn
 
@@ -29,9 +30,9 @@ def test_registration(dtype: torch.dtype, optional: bool) -> None:
         ]
     rest = (1e-3, True, "layer", "exp")
     gain = settings[0].clone().requires_grad_() if optional else None
-    torch.library.opcheck(
-        OPERATORS.relation_quadratic, (q.clone().requires_grad_(), k, gain, *settings[1:], *rest)
-    )
+    for shifted in (False, True):
+        inputs = (q.clone().requires_grad_(), k, gain, *settings[1:], *rest, shifted)
+        torch.library.opcheck(OPERATORS.relation_quadratic, inputs)
     torch.library.opcheck(
         OPERATORS.relation_quadratic_backward, (grad, q, k.detach(), *settings, *rest, None)
     )
@@ -101,10 +102,9 @@ def test_only_the_inputs_are_kept_for_backward() -> None:
 MEASURE_PEAK = """
 import sys, torch
 from benchmarks.common import status_bytes
-from causalrn.ops import relation_quadratic
-from causalrn.ops.quadratic import operator as quadratic
-if sys.argv[1] == "tiled":
-    quadratic.quadratic_native.available = lambda q: False
+from causalrn.ops import native, relation_quadratic
+if sys.argv[1] == "eager":
+    native.serves = lambda x: False
 length, channels = int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(2)
 def step(length):
@@ -119,7 +119,7 @@ print(step(length))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "length", "channels"), [("native", 8192, 192), ("tiled", 1024, 64)])
+@pytest.mark.parametrize(("path", "length", "channels"), [("native", 8192, 192), ("eager", 1024, 64)])
 def test_peak_memory(path: str, length: int, channels: int) -> None:
     """300 MB above the inputs hold T 8192, D 192 with its gradients (25 MB); the plain formula needs 50 GB."""
     if path == "native" and not native.supported_instruction_sets():
@@ -150,18 +150,23 @@ def test_peak_memory(path: str, length: int, channels: int) -> None:
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
-    arguments = {"q": torch.zeros(2, 4, 1, 8), "k": torch.zeros(2, 4, 1, 8), "eps": 1e-5, **change}
-    for operator in (relation_quadratic, relation_quadratic_shifted):
-        with pytest.raises(ValueError) as caught:  # noqa: PT011
-            operator(**{"gain": torch.ones(4, 1), **arguments})
-        assert message in str(caught.value)
+    tensors = {"q": torch.zeros(2, 4, 1, 8), "k": torch.zeros(2, 4, 1, 8)}
+    arguments: dict[str, Any] = {**tensors, "eps": 1e-5, "gain": torch.ones(4, 1), **change}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        relation_quadratic(**arguments)
+    assert message in str(caught.value)
+    terms = PairTerms(**{name: arguments.pop(name, None) for name in PairTerms._fields})
+    q, k = arguments.pop("q"), arguments.pop("k")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        relation_quadratic_shifted(q, k, terms, PairRule(**arguments))
+    assert message in str(caught.value)
 
 
 def test_no_memory_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.supported_instruction_sets():
         pytest.skip("no compiled kernels here")
     # Two pebibytes of scratch: no system grants them.
-    monkeypatch.setattr(quadratic.quadratic_native.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     q = torch.zeros(1, 1, 1, 8).expand(1, 2**40, 1, 8)
     with pytest.raises(MemoryError, match="no memory left"):
-        quadratic.quadratic_native.run("quadratic_forward", q[:, :1], q, 1e-5, True, "layer", "exp")
+        cpu.call("quadratic_forward", q[:, :1], q, PairTerms(), PairRule(1e-5))

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from causalrn.ops import native, relation_quadratic
-from causalrn.ops.quadratic import operator as quadratic
 from causalrn.ops.reference import Norm, relation_quadratic_reference
 
-PATHS = (*native.INSTRUCTION_SETS, "tiled")
+PATHS = (*native.INSTRUCTION_SETS, "eager")
 EVERY_SETTING: dict[str, dict[str, Any]] = {
     "default": {},
     "bidirectional": {"causal": False},
@@ -40,8 +39,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poison
 
 
 def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path == "tiled":
-        monkeypatch.setattr(quadratic.quadratic_native, "available", lambda q: False)
+    if path == "eager":
+        monkeypatch.setattr(native, "serves", lambda x: False)
     elif path in native.supported_instruction_sets():
         monkeypatch.setenv(native.ISA_VARIABLE, path)
     else:
@@ -207,7 +206,7 @@ def test_adversarial_pairs(kind: str, channels: int) -> None:
 
 @pytest.mark.usefixtures("path")
 def test_pairs_without_deviation() -> None:
-    """The plain formula's gradient is NaN there: the tiled path in float64, held by gradcheck, stands in."""
+    """The plain formula's gradient is NaN there: the eager path in float64, held by gradcheck, stands in."""
     inputs = make_inputs((2, 48, 48, 1, 64), False)
     for x in inputs[1:]:
         x[:, ::2] = torch.randn(2, 24, 1, 1)
@@ -215,7 +214,7 @@ def test_pairs_without_deviation() -> None:
     definition = relation_quadratic_reference(inputs[1].double(), inputs[2].double(), eps=1e-3)
     torch.testing.assert_close(exact["out"], definition)
     for name, actual in value_and_gradients(relation_quadratic, inputs, torch.float32, 1e-3, {}).items():
-        # One rounding of a mean is amplified by 1 / eps on the tiled path, as in the plain formula.
+        # One rounding of a mean is amplified by 1 / eps on the eager path, as in the plain formula.
         assert error(actual, exact[name]) < 2e-4, name
 
 

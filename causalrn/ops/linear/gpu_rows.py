@@ -162,7 +162,7 @@ def exp_norm(
 
 @triton.jit
 def pull(grad_dot_centred, std, inverse, size):
-    """What the deviation's gradient takes off per unit of the centred value; a deviation of 0 gets none."""
+    """The deviation's part of the gradient, per unit of the centred value. It is 0 where the deviation is 0."""
     positive = std > 0.0
     along = inverse * inverse * grad_dot_centred / (size * tl.where(positive, std, 1.0))
     return tl.where(positive, along, 0.0)

@@ -15,11 +15,7 @@ PROBE_BYTES = 2**29
 class Arguments(ctypes.Structure):
     """`ReadArguments` of csrc/read_probe.cpp."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "out")),
-        ("count", ctypes.c_int64),
-        ("threads", ctypes.c_int32),
-    )
+    _fields_ = native.fields(pointers="x out", int64="count")
 
 
 def measure_read_bandwidth(device: torch.device, *, measurements: int = 9) -> float:
@@ -28,17 +24,15 @@ def measure_read_bandwidth(device: torch.device, *, measurements: int = 9) -> fl
     On a CPU by a loop of loads and sums; without compiled kernels, and on a GPU, by `torch.sum`.
     """
     x = torch.ones(PROBE_BYTES // 4, device=device)
-    threads = torch.get_num_threads()
-    kernel = native.find_kernel("read_floats", Arguments) if device.type == "cpu" else None
-    out = torch.empty(1)
-    arguments = Arguments(x.data_ptr(), out.data_ptr(), x.numel(), threads)
+    tensors = {"x": x, "out": torch.empty(1)}
+    compiled = device.type == "cpu" and native.load_library() is not None
     times = []
     for _ in range(1 + measurements):
         start = time.perf_counter()
-        if kernel is None:
-            x.sum()
+        if compiled:
+            native.call("read_floats", Arguments, tensors, count=x.numel(), threads=torch.get_num_threads())
         else:
-            kernel(ctypes.byref(arguments))
+            x.sum()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
