@@ -11,6 +11,10 @@ class DocumentError(ValueError):
     """Input that cannot be used; the message names the file and the place in it."""
 
 
+class ShardError(ValueError):
+    """A shard or a manifest that is missing, damaged or of another corpus; the message names the file."""
+
+
 class TokenizerError(DocumentError):
     """A tokenizer that does not give text back as it was; the message shows where."""
 

@@ -13,11 +13,12 @@ from lightning.pytorch import Callback
 from datamodules.base import StreamDataModule
 from datamodules.baselines import baselines
 from datamodules.callbacks import SkippedSamples
+from datamodules.fetch import copies_folder, is_address
 from datamodules.order import Int64Array, shuffled
 from datamodules.prepare.preparation import prepare
 from datamodules.prepare.presets import plan_preset
 from datamodules.ranges import check_range
-from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader
+from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader, fetch_manifest
 from datamodules.stream import Batch, Rows, Samples, widen
 from datamodules.tasks.strings import IGNORE_INDEX
 from datamodules.tokenizers import ByteTokenizer, Tokenizer, from_description
@@ -77,10 +78,12 @@ class TextBlocks:
 
 
 class TextDataModule(StreamDataModule):
-    """Blocks of text from a folder of shards.
+    """Blocks of text from shards in a folder or behind an address.
 
     Args:
-        shards_dir: folder that `python -m datamodules.prepare` wrote.
+        shards_dir: folder that `python -m datamodules.prepare` wrote, or an http(s)://, s3:// or pipe: address of it, in
+            which `{}` stands for the file name if it is there. What is read from an address is copied into the cache
+            ($CAUSALRN_CACHE) and read there, in the same order and as exactly resumable as from a folder.
         context_length: tokens per block.
         batch_size: blocks per step over all ranks.
         num_workers: worker processes per rank; the order of blocks does not depend on it.
@@ -110,12 +113,23 @@ class TextDataModule(StreamDataModule):
         self.vocab_size = vocab_size
         self.on_bad_shard = on_bad_shard
         self.corpus = corpus
+        self.cache_dir: str | None = None
         self.skipped_samples = 0
+
+    @property
+    def url(self) -> str | None:
+        """The address of the shards, if they have one."""
+        return self.shards_dir if is_address(self.shards_dir) else None
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie, or the copies of those that were read from an address."""
+        return Path(self.shards_dir) if self.url is None else copies_folder(self.url, self.cache_dir)
 
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The manifest of the shards, checked against `vocab_size`."""
-        manifest = Manifest.load(self.shards_dir)
+        manifest = Manifest.load(self.folder)
         if manifest.vocab_size != self.vocab_size:
             raise ShardError(
                 f"{self.shards_dir}/{MANIFEST}: the tokenizer ({manifest.tokenizer['kind']}) has "
@@ -145,9 +159,11 @@ class TextDataModule(StreamDataModule):
         return ["text"]
 
     def prepare_data(self) -> None:
-        if self.corpus is not None and not (Path(self.shards_dir) / MANIFEST).exists():
+        if self.url is not None:
+            fetch_manifest(self.url, self.folder)
+        elif self.corpus is not None and not (self.folder / MANIFEST).exists():
             plan = plan_preset(self.corpus, ByteTokenizer().describe())
-            prepare(plan, self.shards_dir, wait_for_other=True)
+            prepare(plan, self.folder, wait_for_other=True)
 
     def on_rows(self, rows: Rows) -> None:
         for _, problem in rows["unreadable"]:
@@ -174,7 +190,7 @@ class TextDataModule(StreamDataModule):
             size = self._blocks("val", None).size
             if self.trainer is not None and self.trainer.num_val_batches:
                 size = min(size, int(self.trainer.num_val_batches[0]) * self.batch_size)
-            return baselines(self.shards_dir, size * self.context_length + 1)
+            return baselines(self.folder, size * self.context_length + 1, self.url)
         except ShardError as error:
             warnings.warn(f"no baselines: {error}", stacklevel=2)
             return {}
@@ -219,7 +235,7 @@ class TextDataModule(StreamDataModule):
     def _blocks(self, split: str, seed: int | None, context_length: int | None = None) -> TextBlocks:
         context_length = self.context_length if context_length is None else context_length
         blocks = TextBlocks(
-            TokenReader(self.shards_dir, self.manifest, split),
+            TokenReader(self.folder, self.manifest, split, self.url),
             context_length,
             seed=seed,
             skip_unreadable=self.on_bad_shard == "skip",

@@ -35,12 +35,6 @@ class PackageFile:
     sha256: str
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $CAUSALRN_CACHE, or causalrn in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
-    return Path(os.environ.get("CAUSALRN_CACHE", "") or Path(base) / "causalrn")
-
-
 def fetch(wanted: PackageFile, folder: Path) -> Path:
     """The file in `folder`, downloaded if it is not there yet; its hash is compared either way.
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from datamodules.errors import DocumentError
+from datamodules.fetch import cache_folder
 from datamodules.prepare.documents import Span
-from datamodules.prepare.downloads import PackageFile, cache_folder, fetch, open_member
+from datamodules.prepare.downloads import PackageFile, fetch, open_member
 from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.parquet_lines import open_lines, parquet_parts
 from datamodules.prepare.planning import Plan, cut_document
