@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import SHOWN_CHARACTERS, TokenizerError, difference, optional_module
-from datamodules.prepare.token_sizes import token_sizes
+from datamodules.token_sizes import token_sizes
 
 Tokens = npt.NDArray[Any]
 
