@@ -121,6 +121,8 @@ def _open(url: str) -> Any:
 def _read(url: str, source: Any) -> bytes:
     """The next bytes of a reader, none at its end; past its buffer, which cannot be waited for."""
     descriptor = source.stream.fileno()
-    if not select.select([descriptor], [], [], _SILENCE_SECONDS)[0]:
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    if not waiting.poll(1000 * _SILENCE_SECONDS):
         raise ShardError(f"cannot read {url}: nothing came for {_SILENCE_SECONDS:g} seconds")
     return os.read(descriptor, _PIECE_BYTES)

@@ -28,6 +28,17 @@ def check_options(options: object, interval: str, *names: str) -> None:
     check_range(None, interval, **{f"--{name.replace('_', '-')}": getattr(options, name) for name in names})
 
 
+def check_batch_size(batch_size: int, ranks: int) -> None:
+    """Raises a ValueError unless the ranks can share a batch evenly."""
+    if batch_size % ranks:
+        below = batch_size - batch_size % ranks
+        wanted = f"{below} or {below + ranks}" if below else str(ranks)
+        raise ValueError(
+            f"batch_size {batch_size} counts the samples of a step over all ranks and is not divisible by {ranks} ranks; "
+            f"want for example {wanted}"
+        )
+
+
 def contains(interval: str, number: Number) -> bool:
     low, high = bounds(interval)
     above = number >= low if interval.startswith("[") else number > low

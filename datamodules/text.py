@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 import numpy as np
 import torch
+from jaxtyping import Int64
 from lightning.pytorch import Callback
 
 from datamodules.base import StreamDataModule
 from datamodules.baselines import baselines
-from datamodules.callbacks import SkippedSamples
 from datamodules.fetch import copies_folder, is_address
 from datamodules.order import Int64Array, shuffled
 from datamodules.prepare.preparation import prepare
 from datamodules.prepare.presets import plan_preset
 from datamodules.ranges import check_range
 from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader, fetch_manifest
-from datamodules.stream import Batch, Rows, Samples, widen
-from datamodules.tasks.strings import IGNORE_INDEX
+from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
 from datamodules.tokenizers import ByteTokenizer, Tokenizer, from_description
 
-# Places of the corpus, of one member each, among which blocks are shuffled at a time: with 64 Ki tokens a member these
-# are 64 Mi tokens, more than any buffer of samples holds, and little enough for the page cache of any machine.
+# Blocks are shuffled among so many places of the corpus at a time, of one member each. With 64 Ki tokens a member these
+# are 64 Mi tokens: more than a shuffle buffer holds, and little enough for the page cache of any machine.
 _WINDOW_GROUPS = 1024
 
 
@@ -71,7 +71,7 @@ class TextBlocks:
 
     def expand(self, rows: Rows) -> Batch:
         tokens = rows["tokens"]
-        batch = {"tokens": widen(tokens[:, :-1]), "targets": widen(tokens[:, 1:])}
+        batch: Batch = {"tokens": widen(tokens[:, :-1]), "targets": widen(tokens[:, 1:])}
         for number, _ in rows["unreadable"]:
             batch["targets"][number] = IGNORE_INDEX
         return batch
@@ -92,6 +92,8 @@ class TextDataModule(StreamDataModule):
         on_bad_shard: "raise", or "skip" to replace blocks that cannot be read by ignored ones, and count them.
         corpus: a corpus that ships with the package, prepared into `shards_dir` if nothing is there.
     """
+
+    kind = "text"
 
     def __init__(
         self,
@@ -145,14 +147,16 @@ class TextDataModule(StreamDataModule):
             raise ShardError(f"{self.shards_dir}/{MANIFEST}: {error}") from error
 
     @functools.cached_property
-    def token_bytes(self) -> torch.Tensor:
-        """Bytes of text that each token stands for, int64 (V,): what bits per byte are counted by."""
+    def token_bytes(self) -> Int64[torch.Tensor, " V"]:
+        """Bytes of text that each token stands for: what bits per byte are counted by."""
         return torch.from_numpy(self.tokenizer.token_bytes())
 
     @property
-    def max_tokens(self) -> int:
-        """Positions of a row."""
+    def max_length(self) -> int:
         return self.context_length
+
+    def describe_tokenizer(self) -> dict[str, Any]:
+        return self.manifest.tokenizer
 
     @property
     def val_names(self) -> list[str]:
@@ -247,3 +251,24 @@ class TextDataModule(StreamDataModule):
                 f"{context_length}{way_out}"
             )
         return blocks
+
+
+class SkippedSamples(Callback):
+    """Logs `data/skipped_samples`, summed over the ranks, whenever the Trainer logs.
+
+    A text DataModule with `on_bad_shard: skip` adds it to its Trainer by itself.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        # Every rank counts its own, and all come here at the same steps, as the reduction needs.
+        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and trainer.global_step % every == 0:
+            count = float(trainer.datamodule.skipped_samples)  # pyright: ignore[reportAttributeAccessIssue]
+            pl_module.log("data/skipped_samples", count, sync_dist=True, reduce_fx="sum")

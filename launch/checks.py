@@ -10,6 +10,7 @@ from causalrn.cli import CausalRNCLI
 from causalrn.sweeps.points import build_objects
 from causalrn.training.resume import check_unused, flag_value, plan_start
 from datamodules.fetch import copies_folder, is_address
+from datamodules.ranges import check_batch_size
 from datamodules.shards import Manifest, fetch_manifest
 from launch.job import Job
 
@@ -93,13 +94,8 @@ def check_batch(config: dict[str, Any], job: Job) -> str:
                 f"context_length {length} is not divisible by the {job.ranks} ranks that share a sequence"
             )
         return f"context_length {length} over {job.ranks} ranks"
-    if batch_size is not None and batch_size % job.ranks:
-        below = batch_size - batch_size % job.ranks
-        wanted = f"{below} or {below + job.ranks}" if below else str(job.ranks)
-        raise ValueError(
-            f"data.init_args.batch_size {batch_size} counts the samples of a step over all ranks and is not divisible "
-            f"by {job.ranks} ranks; want for example {wanted}"
-        )
+    if batch_size is not None:
+        check_batch_size(batch_size, job.ranks)
     return f"batch_size {batch_size} over {job.ranks} ranks"
 
 

