@@ -1,4 +1,4 @@
-"""What every DataModule of this package offers: what its data is, loaders, and a state that survives a change of machines."""
+"""The base of every DataModule: it says what its data is, makes loaders, and keeps a state that survives a change of machines."""
 
 import math
 from abc import ABC, abstractmethod

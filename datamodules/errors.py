@@ -1,4 +1,4 @@
-"""What the user is told when a corpus or an installation cannot be used."""
+"""Errors of a corpus or an installation that cannot be used, and the words they use."""
 
 import importlib
 from types import ModuleType

@@ -14,7 +14,7 @@ from datamodules.files import Lock, replacing
 _PIECE_BYTES = 1 << 20
 # A sender that is silent for so long is given up.
 _SILENCE_SECONDS = 60.0
-# What the exit status of curl, by which webdataset reads http(s), says.
+# webdataset reads http(s) by curl; these are the meanings of its exit status.
 _CURL_FAULTS = {
     6: "there is no such host",
     7: "nothing answers there",
@@ -36,7 +36,7 @@ def join_url(base: str, name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where copies are kept: $CAUSALRN_CACHE, or causalrn in the user's cache folder."""
+    """The folder of copies: $CAUSALRN_CACHE, or causalrn in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
     return Path(os.environ.get("CAUSALRN_CACHE", "") or Path(base) / "causalrn")
 

@@ -51,7 +51,7 @@ def bounds(interval: str) -> tuple[float, float]:
 
 
 def in_words(interval: str) -> str:
-    """What a message says of an interval: "at least 1", "above 0", "finite", else the interval itself."""
+    """An interval in the words of a message: "at least 1", "above 0", "finite", else the interval itself."""
     low, high = interval[1:-1].replace(" ", "").split(",")
     if high != "inf":
         return f"in {interval}"

@@ -53,7 +53,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds."""
+    """The contents of a folder of shards."""
 
     tokenizer: dict[str, Any]
     vocab_size: int
@@ -228,6 +228,6 @@ class TokenReader:
         return self.folder / self.shards[shard_index].name
 
     def _place(self, shard_index: int) -> str:
-        """Where a shard was read from, for messages: a damaged copy must be found to be deleted."""
+        """The place of a shard for messages: a damaged copy must be found to be deleted."""
         path = self._path(shard_index)
         return f"{path} (copy of {join_url(self.url, path.name)})" if self.url is not None else str(path)

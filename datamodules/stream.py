@@ -30,7 +30,7 @@ class Batch(TypedDict):
     targets: Int64[Tensor, "B T"]
 
 
-# What a worker sends for one batch: small arrays and lists, without a tensor's detour over shared memory.
+# A worker sends small arrays and lists for a batch, because tensors would take a detour over shared memory.
 Rows = dict[str, Any]
 
 # Batches whose order is computed at a time: enough to make the cost per batch of vectorised hashing negligible.
@@ -42,7 +42,7 @@ _GRACE_SECONDS = 120
 
 
 class Samples(Protocol):
-    """What can be read by sample id; must survive being sent to a worker process."""
+    """A data set that is read by sample id; it must survive being sent to a worker process."""
 
     def order(self, indices: Int64Array) -> Int64Array:
         """The ids of the samples at the global `indices` (N,) of the stream."""
@@ -66,7 +66,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Rank:
-    """Which part of every global batch this process takes."""
+    """This process among those that share every global batch."""
 
     rank: int = 0
     world_size: int = 1
@@ -89,7 +89,7 @@ def widen(array: npt.NDArray[Any]) -> Int64[Tensor, "B T"]:
 
 @dataclass(eq=False, kw_only=True)
 class _Loader:
-    """What both loaders are told."""
+    """Base of the two loaders: settings, and reading with workers."""
 
     samples: Samples
     batch_size: int
@@ -227,7 +227,7 @@ class _BatchDataset(Dataset[list[_Loaded]]):
 
 
 def _items(batches: _RankBatches, num_workers: int) -> Generator[list[_Loaded], None, None]:
-    """What the workers read, who end with the iteration.
+    """The batches that workers read, a few at a time; the workers end with the iteration.
 
     Raises:
         ChildProcessError: of one line, if a worker process dies.

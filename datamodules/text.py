@@ -125,7 +125,7 @@ class TextDataModule(StreamDataModule):
 
     @property
     def folder(self) -> Path:
-        """Where the shards lie, or the copies of those that were read from an address."""
+        """The folder of the shards, or of the copies of those that were read from an address."""
         return Path(self.shards_dir) if self.url is None else copies_folder(self.url, self.cache_dir)
 
     @functools.cached_property

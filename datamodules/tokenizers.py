@@ -23,7 +23,7 @@ LEAST_BPE_TOKENS = 257
 
 
 class Tokenizer(Protocol):
-    """What shards need of a tokenizer; `description` holds plain values that rebuild it."""
+    """A tokenizer as shards need it; `describe` gives plain values that rebuild it."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -270,7 +270,7 @@ class BpeTokenizer:
         content = b"\0".join(self.decode(part).encode() for part in documents)
         last = documents[-1][documents[-1] != self.eot_id]
         if len(self.decode(last).encode()) + self._adds_space != int(self._sizes[last].sum()):
-            # Of the bytes of a character that the tokens end within, no text can be made.
+            # The tokens end within a character, whose bytes make no text.
             content = content.decode().rstrip("\N{REPLACEMENT CHARACTER}").encode()
         return content
 

@@ -35,7 +35,7 @@ def open_compressed(path: str, start: int = 0) -> Iterator[BinaryFile]:
         if not compression_of(path):
             file.seek(start)
         else:
-            # What lies before can only be read.
+            # A compressed file cannot be entered in the middle: the content before is read and dropped.
             while start and (passed := len(file.read(min(start, _PIECE_BYTES)))):
                 start -= passed
         yield file

@@ -30,7 +30,7 @@ MAX_RECORD_BYTES = 1 << 25
 _TAR_BLOCK_BYTES = 512
 
 _RECORDS = (".jsonl", ".parquet", ".tar")
-# Of these, a file may also be compressed.
+# Files of these kinds may also be compressed.
 _STREAMED = (".txt", ".text", ".md", ".jsonl")
 SUFFIXES = (*_STREAMED, ".parquet", ".tar", *(kind + how for kind in _STREAMED for how in COMPRESSIONS))
 
@@ -77,7 +77,7 @@ class Document:
         yield from pieces
 
     def check(self) -> str | None:
-        """What is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
+        """Tells what is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
         if self.problem is not None:
             return self.problem
         fault = self._fault()

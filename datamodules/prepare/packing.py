@@ -18,7 +18,7 @@ from datamodules.shards import Shard
 from datamodules.tokenizers import from_description, token_dtype
 
 SPLITS = ("train", "val", "test")
-# Where the records of finished units wait for the manifest.
+# The folder in which the records of finished units wait for the manifest.
 PARTS = ".parts"
 
 
@@ -60,7 +60,7 @@ class PackSettings:
 
 @dataclass
 class UnitRecord:
-    """What a finished unit wrote, per split."""
+    """The shards and counts of a finished unit, per split."""
 
     shards: dict[str, list[Shard]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -142,7 +142,7 @@ def record_path(folder: Path, unit: int) -> Path:
 
 
 def problem_of(document: Document, settings: PackSettings) -> str | None:
-    """What keeps a document out of the shards, or None."""
+    """The reason to keep a document out of the shards, or None."""
     return document.check() if settings.check_documents else document.problem
 
 

@@ -51,7 +51,7 @@ def parquet_texts(path: str, start: int, stop: int, column: str) -> Iterator[tup
     while True:
         try:
             batch = next(batches, None)
-        # What follows a damaged page cannot be found.
+        # The rows after a damaged page cannot be found.
         except (ValueError, OSError) as error:
             raise DocumentError(f"cannot read {path} after row {row}: {_one_line(error)}") from None
         if batch is None:

@@ -21,7 +21,7 @@ class Setting(NamedTuple):
 
 
 class _TaskRows:
-    """What streams and evaluation sets share: ids are indices, and rows need nothing but a wider type."""
+    """Base of streams and evaluation sets: ids are indices, and rows need nothing but a wider type."""
 
     def order(self, indices: Int64Array) -> Int64Array:
         return indices

@@ -1,4 +1,4 @@
-"""What a synthetic task is: one object that makes the sample with a given index at any length, and nothing else."""
+"""A synthetic task is one object that makes the sample with a given index at any length, and does nothing else."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -43,7 +43,7 @@ class Task(ABC):
             raise ValueError(f"length must be in [1, {MAX_LENGTH}), got {length}")
 
     def describe_tokenizer(self) -> dict[str, Any]:
-        """What tokens stand for, as `StreamDataModule.describe_tokenizer` says it."""
+        """Tells what tokens stand for, in the form of `StreamDataModule.describe_tokenizer`."""
         return {"kind": "numbers", "vocab_size": self.vocab_size}
 
     def evaluated_as(self) -> "Task":
