@@ -1,12 +1,11 @@
-"""What every DataModule of this package shares: ranks, loaders and the state that survives a change of machines."""
+"""The base of every DataModule: it says what its data is, makes loaders, and keeps a state that survives a change of machines."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning
-from lightning.pytorch.loops.progress import _ProcessedTracker
 
 from datamodules.ranges import check_range
 from datamodules.stream import FixedLoader, Position, Rank, Rows, Samples, StreamLoader
@@ -20,8 +19,16 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
     it would have seen. `batch_size` counts samples per step over all ranks, which keeps the optimisation the same
     when their number changes; it must be divisible by that number.
 
-    Subclasses set the fixed sets and the stream, and name what identifies their data.
+    Subclasses set the fixed sets and the stream, and say what their data is. A config can link what it states again
+    to `vocab_size` and `max_length`.
+
+    Attributes:
+        kind: "text", natural text, which has no one right answer, or "task", whose every answer is right or wrong.
+        vocab_size: number of token ids.
     """
+
+    kind: Literal["text", "task"]
+    vocab_size: int
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
@@ -30,6 +37,19 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.position = Position()
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int:
+        """Positions of the longest row, training or evaluation."""
+
+    @abstractmethod
+    def describe_tokenizer(self) -> dict[str, Any]:
+        """Plain values that tell what tokens stand for.
+
+        Either those of `tokenizers.from_description`, or {"kind": "letters", "alphabet_size": N} for the letters of the
+        copy task, or {"kind": "numbers", "vocab_size": V} for tokens that stand for nothing else.
+        """
 
     @property
     @abstractmethod
@@ -75,26 +95,23 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
         """
         samples, available = self.length_samples("val", length)
         rank = self._rank()
-        return FixedLoader(
-            samples,
-            size=size if available is None else min(size, available),
-            batch_size=rows_per_rank * rank.world_size,
-            rank=rank,
-            on_rows=self.on_rows,
-        )
+        size = size if available is None else min(size, available)
+        batch_size = rows_per_rank * rank.world_size
+        return FixedLoader(samples=samples, size=size, batch_size=batch_size, rank=rank, on_rows=self.on_rows)
 
     def on_rows(self, rows: Rows) -> None:
         """Called in the training process with what was read for each batch, before it becomes a batch."""
 
     def train_dataloader(self) -> StreamLoader:
-        if self.trainer is not None and self.trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if overfit:
             raise ValueError(
-                f"overfit_batches is {self.trainer.overfit_batches}: training reads an endless stream and never sees "  # pyright: ignore[reportAttributeAccessIssue]
-                "a batch again within an epoch; prepare a small corpus instead"
+                f"overfit_batches is {overfit}: training reads an endless stream and never sees a batch again within an "
+                "epoch; prepare a small corpus instead"
             )
         return StreamLoader(
-            self.train_samples(),
-            self.position,
+            samples=self.train_samples(),
+            position=self.position,
             batch_size=self.batch_size,
             batches_per_epoch=self.batches_per_pass(),
             rank=self._rank(),
@@ -140,7 +157,7 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
     def _fixed_loaders(self, split: str) -> list[FixedLoader]:
         return [
             FixedLoader(
-                samples,
+                samples=samples,
                 size=size,
                 batch_size=self.batch_size,
                 rank=self._rank(),
@@ -154,8 +171,7 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
         """Samples handed out to a step that did not end, as when an exception is what saves the checkpoint."""
         if self.trainer is None or not self.trainer.training:
             return 0
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        assert isinstance(batches, _ProcessedTracker)
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return (batches.ready - batches.processed) * self.batch_size
 
     def _rank(self) -> Rank:

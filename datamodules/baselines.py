@@ -19,7 +19,9 @@ _MAX_TRAIN_TOKENS = 1 << 24
 _MAX_VAL_TOKENS = 1 << 23
 
 
-def baselines(shards_dir: str | Path, val_tokens: int | None = None) -> dict[str, float]:
+def baselines(
+    shards_dir: str | Path, val_tokens: int | None = None, url: str | None = None
+) -> dict[str, float]:
     """Bits per byte on the first `val_tokens` tokens of the validation split (all by default, at most 8 Mi).
 
     - `unigram_entropy`: the entropy of these bytes' own frequencies, the least that any model of single bytes needs.
@@ -27,6 +29,8 @@ def baselines(shards_dir: str | Path, val_tokens: int | None = None) -> dict[str
       training tokens.
     - `xz`: their size under `xz -9e`, header included. xz starts without knowledge; the other two and a trained
       model do not.
+
+    With a `url`, `shards_dir` holds copies of the shards behind that address, and what is missing is copied.
 
     The result is kept beside the manifest, and read from there when the same bytes are asked for again.
     """
@@ -36,8 +40,11 @@ def baselines(shards_dir: str | Path, val_tokens: int | None = None) -> dict[str
     saved = _load(folder / FILE)
     key = f"{manifest.fingerprint}/{size}"
     if key not in saved:
-        val = _bytes_of(folder, manifest, "val", size)
-        train = _bytes_of(folder, manifest, "train", min(manifest.splits["train"].tokens, _MAX_TRAIN_TOKENS))
+        train_size = min(manifest.splits["train"].tokens, _MAX_TRAIN_TOKENS)
+        val, train = (
+            _bytes_of(TokenReader(folder, manifest, split, url), tokens, manifest)
+            for split, tokens in (("val", size), ("train", train_size))
+        )
         saved[key] = {
             "unigram_entropy": unigram_entropy(val),
             "5-gram": ngram_bits(train, val, order=5),
@@ -92,8 +99,7 @@ def _lookup(keys: Int64Array, values: Int64Array, wanted: Int64Array) -> Int64Ar
     return np.where(keys[places] == wanted, values[places], 0)
 
 
-def _bytes_of(folder: Path, manifest: Manifest, split: str, size: int) -> npt.NDArray[np.uint8]:
-    reader = TokenReader(folder, manifest, split)
+def _bytes_of(reader: TokenReader, size: int, manifest: Manifest) -> npt.NDArray[np.uint8]:
     tokens = np.empty(size, dtype=reader.dtype)
     reader.read_into(tokens, 0)
     return np.frombuffer(from_description(manifest.tokenizer).decode_bytes(tokens), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What the user is told when a corpus or an installation cannot be used."""
+"""Errors of a corpus or an installation that cannot be used, and the words they use."""
 
 import importlib
 from types import ModuleType
@@ -9,6 +9,10 @@ SHOWN_CHARACTERS = 24
 
 class DocumentError(ValueError):
     """Input that cannot be used; the message names the file and the place in it."""
+
+
+class ShardError(ValueError):
+    """A shard or a manifest that is missing, damaged or of another corpus; the message names the file."""
 
 
 class TokenizerError(DocumentError):

@@ -1,6 +1,7 @@
 """Counter-based randomness: hashes and permutations that are functions of (seed, epoch, index) and hold no state."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,7 @@ class Permutation:
 
     def __call__(self, indices: npt.ArrayLike) -> Int64Array:
         """The images of `indices`, each in [0, size); shape of `indices`."""
-        values = self._network(np.asarray(indices).astype(np.uint64))
-        outside = np.flatnonzero(values >= self.size)
-        while outside.size:
-            values[outside] = self._network(values[outside])
-            outside = outside[values[outside] >= self.size]
-        return values.astype(np.int64)
+        return _walk(self._network, np.asarray(indices).astype(np.uint64), self.size).astype(np.int64)
 
     def _network(self, values: UInt64Array) -> UInt64Array:
         # The halves swap their widths every round, so that an odd number of bits needs no padding bit.
@@ -128,12 +124,7 @@ class LocalPermutation:
 
     def __call__(self, indices: npt.ArrayLike) -> Int64Array:
         """The images of `indices`, each in [0, size); shape of `indices`."""
-        samples = self._permute(np.asarray(indices, dtype=np.int64))
-        outside = np.flatnonzero(samples >= self.size)
-        while outside.size:
-            samples[outside] = self._permute(samples[outside])
-            outside = outside[samples[outside] >= self.size]
-        return samples
+        return _walk(self._permute, np.asarray(indices, dtype=np.int64), self.size)
 
     def _permute(self, indices: Int64Array) -> Int64Array:
         windows, offsets = np.divmod(indices, self.window_samples)
@@ -144,6 +135,16 @@ class LocalPermutation:
             places[chosen] = _cached_permutation(size, *self._key, "window", int(window))(offsets[chosen])
         slots, within = np.divmod(places, self.group)
         return self._groups(windows * self._window + slots) * self.group + within
+
+
+def _walk(permute: Callable[[Any], Any], values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """Images below `size` under a permutation of a larger range: what falls outside is sent through again."""
+    values = permute(values)
+    outside = np.flatnonzero(values >= size)
+    while outside.size:
+        values[outside] = permute(values[outside])
+        outside = outside[values[outside] >= size]
+    return values
 
 
 @functools.lru_cache(maxsize=8)

@@ -28,6 +28,17 @@ def check_options(options: object, interval: str, *names: str) -> None:
     check_range(None, interval, **{f"--{name.replace('_', '-')}": getattr(options, name) for name in names})
 
 
+def check_batch_size(batch_size: int, ranks: int) -> None:
+    """Raises a ValueError unless the ranks can share a batch evenly."""
+    if batch_size % ranks:
+        below = batch_size - batch_size % ranks
+        wanted = f"{below} or {below + ranks}" if below else str(ranks)
+        raise ValueError(
+            f"batch_size {batch_size} counts the samples of a step over all ranks and is not divisible by {ranks} ranks; "
+            f"want for example {wanted}"
+        )
+
+
 def contains(interval: str, number: Number) -> bool:
     low, high = bounds(interval)
     above = number >= low if interval.startswith("[") else number > low
@@ -40,7 +51,7 @@ def bounds(interval: str) -> tuple[float, float]:
 
 
 def in_words(interval: str) -> str:
-    """What a message says of an interval: "at least 1", "above 0", "finite", else the interval itself."""
+    """An interval in the words of a message: "at least 1", "above 0", "finite", else the interval itself."""
     low, high = interval[1:-1].replace(" ", "").split(",")
     if high != "inf":
         return f"in {interval}"

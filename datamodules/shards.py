@@ -1,10 +1,12 @@
-"""The manifest of a folder of shards, and random access to the tokens that it lists."""
+"""The manifest of a folder of shards, and random access to the tokens that it lists, wherever the shards lie."""
 
 import bisect
 import hashlib
 import itertools
 import json
 import os
+import re
+import warnings
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.errors import ShardError
+from datamodules.fetch import fetch, join_url
 from datamodules.files import write_atomically
 
 MANIFEST = "manifest.json"
@@ -22,10 +26,7 @@ VERSION = 1
 # Tokens of one tar member. A member is the unit of checksums: small enough that checking it on first touch costs
 # little more than reading it, large enough that 10 GB need only 160,000 entries in the manifest.
 MEMBER_TOKENS = 1 << 16
-
-
-class ShardError(ValueError):
-    """A shard or a manifest that is missing, damaged or of another corpus; the message names the file."""
+_FILE_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds."""
+    """The contents of a folder of shards."""
 
     tokenizer: dict[str, Any]
     vocab_size: int
@@ -90,9 +91,14 @@ class Manifest:
                 name: Split(**{**split, "shards": [Shard(**shard) for shard in split["shards"]]})
                 for name, split in values.pop("splits").items()
             }
-            return cls(splits=splits, **values)
+            manifest = cls(splits=splits, **values)
         except (KeyError, TypeError) as error:
             raise ShardError(f"{path} is not complete: {error}") from None
+        names = [shard.name for split in manifest.splits.values() for shard in split.shards]
+        if wrong := [name for name in names if not _FILE_NAME.fullmatch(name)]:
+            # The name becomes part of an address and of a path.
+            raise ShardError(f"{path} lists a shard {wrong[0]!r}: wanted the name of a file beside it")
+        return manifest
 
     @property
     def fingerprint(self) -> str:
@@ -105,8 +111,27 @@ class Manifest:
         return digest.hexdigest()
 
 
+def fetch_manifest(url: str, folder: Path) -> None:
+    """Copies the manifest of the shards behind an address into a folder.
+
+    The address is asked each time, because the corpus may have changed. Where it does not answer, an earlier copy will do.
+
+    Raises:
+        ShardError: the address cannot be read, and there is no earlier copy.
+    """
+    path = folder / MANIFEST
+    try:
+        fetch(join_url(url, MANIFEST), path)
+    except ShardError as error:
+        if not path.exists():
+            raise
+        warnings.warn(f"{error}; the copy in {folder} is used", stacklevel=2)
+
+
 class TokenReader:
     """Random access to the tokens of one split by their number in the stream of all its shards.
+
+    With a `url` the shards lie behind that address, and `folder` holds copies of those that were read.
 
     Reads by position (pread) rather than through a memory map, so that a file cut short while it is in use gives an
     error instead of killing the process. A member's checksum is compared when the process first touches it.
@@ -116,9 +141,10 @@ class TokenReader:
     # Below the usual limit of 1024 open files per process.
     _MAX_OPEN = 256
 
-    def __init__(self, folder: str | Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, folder: str | Path, manifest: Manifest, split: str, url: str | None = None) -> None:
         self._files: dict[int, int] = {}
         self.folder = Path(folder)
+        self.url = url
         self.shards = manifest.splits[split].shards
         self.dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self.member_tokens = manifest.member_tokens
@@ -163,7 +189,7 @@ class TokenReader:
         self._pread(shard_index, data.data, shard.offsets[member])
         if zlib.crc32(data.data) != shard.crc32[member]:
             raise ShardError(
-                f"shard {self._path(shard_index)} is damaged: member {member} at byte {shard.offsets[member]} "
+                f"shard {self._place(shard_index)} is damaged: member {member} at byte {shard.offsets[member]} "
                 f"does not have the checksum that {MANIFEST} lists"
             )
         self._checked[shard_index][member] = 1
@@ -179,7 +205,7 @@ class TokenReader:
         if read_bytes != out.nbytes:
             shard = self.shards[shard_index]
             raise ShardError(
-                f"shard {self._path(shard_index)} is truncated: it ends before byte {offset + out.nbytes}, and "
+                f"shard {self._place(shard_index)} is truncated: it ends before byte {offset + out.nbytes}, and "
                 f"{MANIFEST} lists {shard.size_bytes} bytes"
             )
 
@@ -187,6 +213,10 @@ class TokenReader:
         if len(self._files) == self._MAX_OPEN:
             oldest = next(iter(self._files))
             os.close(self._files.pop(oldest))
+        if self.url is not None:
+            shard = self.shards[shard_index]
+            url = join_url(self.url, shard.name)
+            fetch(url, self._path(shard_index), sha256=shard.sha256, size_bytes=shard.size_bytes)
         try:
             file = os.open(self._path(shard_index), os.O_RDONLY)
         except OSError as error:
@@ -196,3 +226,8 @@ class TokenReader:
 
     def _path(self, shard_index: int) -> Path:
         return self.folder / self.shards[shard_index].name
+
+    def _place(self, shard_index: int) -> str:
+        """The place of a shard for messages: a damaged copy must be found to be deleted."""
+        path = self._path(shard_index)
+        return f"{path} (copy of {join_url(self.url, path.name)})" if self.url is not None else str(path)

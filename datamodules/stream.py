@@ -2,23 +2,35 @@
 
 import contextlib
 import itertools
+import math
 import signal
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from datamodules.errors import ShardError
 from datamodules.order import Int64Array
-from datamodules.shards import ShardError
-from datamodules.tasks.strings import IGNORE_INDEX
+from datamodules.ranges import check_batch_size
 
-Batch = dict[str, torch.Tensor]
-# What a worker sends for one batch: small arrays and lists, without a tensor's detour over shared memory.
+# The target that losses and metrics leave out.
+IGNORE_INDEX = -100
+
+
+class Batch(TypedDict):
+    """Tokens, and what each position predicts: the token after it, or IGNORE_INDEX."""
+
+    tokens: Int64[Tensor, "B T"]
+    targets: Int64[Tensor, "B T"]
+
+
+# A worker sends small arrays and lists for a batch, because tensors would take a detour over shared memory.
 Rows = dict[str, Any]
 
 # Batches whose order is computed at a time: enough to make the cost per batch of vectorised hashing negligible.
@@ -30,7 +42,7 @@ _GRACE_SECONDS = 120
 
 
 class Samples(Protocol):
-    """What can be read by sample id; must survive being sent to a worker process."""
+    """A data set that is read by sample id; it must survive being sent to a worker process."""
 
     def order(self, indices: Int64Array) -> Int64Array:
         """The ids of the samples at the global `indices` (N,) of the stream."""
@@ -54,7 +66,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Rank:
-    """Which part of every global batch this process takes."""
+    """This process among those that share every global batch."""
 
     rank: int = 0
     world_size: int = 1
@@ -68,14 +80,41 @@ class Rank:
         )
 
 
-def widen(array: npt.NDArray[Any]) -> torch.Tensor:
-    """An int64 tensor of the same values, in pinned memory where there is a GPU to copy to."""
+def widen(array: npt.NDArray[Any]) -> Int64[Tensor, "B T"]:
+    """An int64 tensor of the same values (B, T), in pinned memory where there is a GPU to copy to."""
     out = torch.empty(array.shape, dtype=torch.int64, pin_memory=torch.cuda.is_available())
     np.copyto(out.numpy(), array, casting="same_kind" if array.dtype.kind == "i" else "safe")
     return out
 
 
-class StreamLoader:
+@dataclass(eq=False, kw_only=True)
+class _Loader:
+    """Base of the two loaders: settings, and reading with workers."""
+
+    samples: Samples
+    batch_size: int
+    rank: Rank
+    num_workers: int = 0
+    on_rows: Callable[[Rows], None] | None = None
+
+    def load(self, start: int, stop: int) -> Iterator[Batch]:
+        """This rank's part of the samples at the global indices from `start` to `stop`, in batches."""
+        batches = _RankBatches(self.samples, start, stop, self.batch_size, self.rank)
+        with contextlib.closing(_items(batches, self.num_workers)) as items:
+            for loaded in itertools.chain.from_iterable(items):
+                if isinstance(loaded, ShardError):
+                    raise loaded
+                rows, counted = loaded
+                if self.on_rows is not None:
+                    self.on_rows(rows)
+                batch = self.samples.expand(rows)
+                if not counted:
+                    batch["targets"].fill_(IGNORE_INDEX)
+                yield batch
+
+
+@dataclass(eq=False, kw_only=True)
+class StreamLoader(_Loader):
     """Training batches from `position` on: each pass gives `batches_per_epoch` batches and moves the position.
 
     A batch is `batch_size` samples with consecutive global indices, split over the ranks. The position counts
@@ -87,38 +126,18 @@ class StreamLoader:
         ValueError: if `batch_size` is not divisible by the number of ranks.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        position: Position,
-        *,
-        batch_size: int,
-        batches_per_epoch: int,
-        rank: Rank,
-        num_workers: int = 0,
-        on_rows: Callable[[Rows], None] | None = None,
-    ) -> None:
-        if batch_size % rank.world_size:
-            raise ValueError(
-                f"batch_size is the number of samples per step over all ranks and must be divisible by their "
-                f"number: got batch_size {batch_size} on {rank.world_size} ranks"
-            )
-        self.samples = samples
-        self.position = position
-        self.batch_size = batch_size
-        self.batches_per_epoch = batches_per_epoch
-        self.rank = rank
-        self.num_workers = num_workers
-        self.on_rows = on_rows
+    position: Position
+    batches_per_epoch: int
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size, self.rank.world_size)
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         start = self.position.index
-        stop = start + self.batches_per_epoch * self.batch_size
-        batches = _RankBatches(self.samples, start, stop, self.batch_size, self.rank)
-        for batch in _load(batches, self.num_workers, self.on_rows):
+        for batch in self.load(start, start + self.batches_per_epoch * self.batch_size):
             self.position.index += self.batch_size
             yield batch
 
@@ -134,38 +153,25 @@ class StreamLoader:
         assert not state_dict
 
 
-class FixedLoader:
+@dataclass(eq=False, kw_only=True)
+class FixedLoader(_Loader):
     """One pass over samples 0 .. size - 1 in order: a validation or test set, split over the ranks.
 
     Every rank receives the same number of batches, as sharded models need. Where fewer samples than ranks are
     left, the ranks without one receive a row whose targets are all ignored.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        *,
-        size: int,
-        batch_size: int,
-        rank: Rank,
-        num_workers: int = 0,
-        on_rows: Callable[[Rows], None] | None = None,
-    ) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.batches = _RankBatches(samples, 0, size, batch_size, rank)
-        self.num_workers = num_workers
-        self.on_rows = on_rows
+    size: int
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return math.ceil(self.size / self.batch_size)
 
     def samples_in(self, batches: int) -> int:
         """Samples, over all ranks, in the first `batches` batches."""
         return min(batches * self.batch_size, self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _load(self.batches, self.num_workers, self.on_rows)
+        return self.load(0, self.size)
 
 
 # The sample ids of one batch on one rank, and whether they count.
@@ -202,9 +208,6 @@ class _RankBatches(Sampler[list[_Part]]):
             ends = np.cumsum([part.size for part in parts])
             yield from zip(np.split(ids, ends[:-1]), counted, strict=True)
 
-    def __len__(self) -> int:
-        return (self.stop - self.start + self.batch_size - 1) // self.batch_size
-
 
 class _BatchDataset(Dataset[list[_Loaded]]):
     """Reads whole batches, so that their order survives any number of workers."""
@@ -223,40 +226,26 @@ class _BatchDataset(Dataset[list[_Loaded]]):
             return error
 
 
-def _load(batches: _RankBatches, num_workers: int, on_rows: Callable[[Rows], None] | None) -> Iterator[Batch]:
+def _items(batches: _RankBatches, num_workers: int) -> Generator[list[_Loaded], None, None]:
+    """The batches that workers read, a few at a time; the workers end with the iteration.
+
+    Raises:
+        ChildProcessError: of one line, if a worker process dies.
+    """
     loader = DataLoader(
         _BatchDataset(batches.samples),
         batch_size=None,
         sampler=batches,
         num_workers=num_workers,
         # The default collation would turn arrays into tensors, and tensors travel in shared memory: slower here.
-        collate_fn=as_it_is,
-        worker_init_fn=ignore_signals,
-        # A loader draws a seed for its workers, of which these need none: a resumed run draws it at another place, so
-        # that it must not come from the random numbers of the training itself.
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_signals,
+        # A loader draws a seed for its workers, of which these need none. A resumed run draws it at another place, so
+        # it must not come from the random numbers of the training itself.
         generator=torch.Generator(),
         # A prefetch factor without workers is refused by the DataLoader.
         prefetch_factor=4 if num_workers else None,
     )
-    with contextlib.closing(iterate(loader)) as items:
-        for loaded in itertools.chain.from_iterable(items):
-            if isinstance(loaded, ShardError):
-                raise loaded
-            rows, counted = loaded
-            if on_rows is not None:
-                on_rows(rows)
-            batch = batches.samples.expand(rows)
-            if not counted:
-                batch["targets"].fill_(IGNORE_INDEX)
-            yield batch
-
-
-def iterate(loader: DataLoader) -> Generator[Any, None, None]:
-    """The items of a loader, whose workers end with the generator.
-
-    Raises:
-        ChildProcessError: of one line, if a worker process dies.
-    """
     iterator = iter(loader)
     try:
         yield from iterator
@@ -265,20 +254,20 @@ def iterate(loader: DataLoader) -> Generator[Any, None, None]:
             raise
         raise ChildProcessError(f"a data worker process died: {str(error).splitlines()[0]}") from None
     finally:
-        # Left to the garbage collector, a queue may close before it could tell its worker, which then waits 5 s.
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
+        # Ends the workers here. At the end of the process a queue may close before it could tell its worker, which
+        # then waits 5 s.
+        del iterator
 
 
-def as_it_is(item: Any) -> Any:
+def _as_it_is(item: Any) -> Any:
     """A collation that leaves arrays arrays."""
     return item
 
 
-def ignore_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Runs at the start of each worker process."""
-    # A scheduler that signals a job, or a terminal's Ctrl-C, reaches its workers too, and they have inherited the handlers of the training
-    # process, which alone decides what to do, and which needs their batches until it has saved.
+    # A scheduler that signals a job, or a terminal's Ctrl-C, reaches the workers too, which have inherited the handlers
+    # of the training process. That process alone decides what to do, and needs their batches until it has saved.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # A worker that the training process itself ends must not stay.

@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 import numpy as np
 import torch
+from jaxtyping import Int64
 from lightning.pytorch import Callback
 
 from datamodules.base import StreamDataModule
 from datamodules.baselines import baselines
-from datamodules.callbacks import SkippedSamples
+from datamodules.fetch import copies_folder, is_address
 from datamodules.order import Int64Array, shuffled
 from datamodules.prepare.preparation import prepare
 from datamodules.prepare.presets import plan_preset
 from datamodules.ranges import check_range
-from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader
-from datamodules.stream import Batch, Rows, Samples, widen
-from datamodules.tasks.strings import IGNORE_INDEX
+from datamodules.shards import MANIFEST, MEMBER_TOKENS, Manifest, ShardError, TokenReader, fetch_manifest
+from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
 from datamodules.tokenizers import ByteTokenizer, Tokenizer, from_description
 
-# Places of the corpus, of one member each, among which blocks are shuffled at a time: with 64 Ki tokens a member these
-# are 64 Mi tokens, more than any buffer of samples holds, and little enough for the page cache of any machine.
+# Blocks are shuffled among so many places of the corpus at a time, of one member each. With 64 Ki tokens a member these
+# are 64 Mi tokens: more than a shuffle buffer holds, and little enough for the page cache of any machine.
 _WINDOW_GROUPS = 1024
 
 
@@ -70,17 +71,19 @@ class TextBlocks:
 
     def expand(self, rows: Rows) -> Batch:
         tokens = rows["tokens"]
-        batch = {"tokens": widen(tokens[:, :-1]), "targets": widen(tokens[:, 1:])}
+        batch: Batch = {"tokens": widen(tokens[:, :-1]), "targets": widen(tokens[:, 1:])}
         for number, _ in rows["unreadable"]:
             batch["targets"][number] = IGNORE_INDEX
         return batch
 
 
 class TextDataModule(StreamDataModule):
-    """Blocks of text from a folder of shards.
+    """Blocks of text from shards in a folder or behind an address.
 
     Args:
-        shards_dir: folder that `python -m datamodules.prepare` wrote.
+        shards_dir: folder that `python -m datamodules.prepare` wrote, or an http(s)://, s3:// or pipe: address of it, in
+            which `{}` stands for the file name if it is there. What is read from an address is copied into the cache
+            ($CAUSALRN_CACHE) and read there, in the same order and as exactly resumable as from a folder.
         context_length: tokens per block.
         batch_size: blocks per step over all ranks.
         num_workers: worker processes per rank; the order of blocks does not depend on it.
@@ -89,6 +92,8 @@ class TextDataModule(StreamDataModule):
         on_bad_shard: "raise", or "skip" to replace blocks that cannot be read by ignored ones, and count them.
         corpus: a corpus that ships with the package, prepared into `shards_dir` if nothing is there.
     """
+
+    kind = "text"
 
     def __init__(
         self,
@@ -110,12 +115,23 @@ class TextDataModule(StreamDataModule):
         self.vocab_size = vocab_size
         self.on_bad_shard = on_bad_shard
         self.corpus = corpus
+        self.cache_dir: str | None = None
         self.skipped_samples = 0
+
+    @property
+    def url(self) -> str | None:
+        """The address of the shards, if they have one."""
+        return self.shards_dir if is_address(self.shards_dir) else None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the shards, or of the copies of those that were read from an address."""
+        return Path(self.shards_dir) if self.url is None else copies_folder(self.url, self.cache_dir)
 
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The manifest of the shards, checked against `vocab_size`."""
-        manifest = Manifest.load(self.shards_dir)
+        manifest = Manifest.load(self.folder)
         if manifest.vocab_size != self.vocab_size:
             raise ShardError(
                 f"{self.shards_dir}/{MANIFEST}: the tokenizer ({manifest.tokenizer['kind']}) has "
@@ -131,23 +147,27 @@ class TextDataModule(StreamDataModule):
             raise ShardError(f"{self.shards_dir}/{MANIFEST}: {error}") from error
 
     @functools.cached_property
-    def token_bytes(self) -> torch.Tensor:
-        """Bytes of text that each token stands for, int64 (V,): what bits per byte are counted by."""
+    def token_bytes(self) -> Int64[torch.Tensor, " V"]:
+        """Bytes of text that each token stands for: what bits per byte are counted by."""
         return torch.from_numpy(self.tokenizer.token_bytes())
 
     @property
-    def max_tokens(self) -> int:
-        """Positions of a row."""
+    def max_length(self) -> int:
         return self.context_length
+
+    def describe_tokenizer(self) -> dict[str, Any]:
+        return self.manifest.tokenizer
 
     @property
     def val_names(self) -> list[str]:
         return ["text"]
 
     def prepare_data(self) -> None:
-        if self.corpus is not None and not (Path(self.shards_dir) / MANIFEST).exists():
+        if self.url is not None:
+            fetch_manifest(self.url, self.folder)
+        elif self.corpus is not None and not (self.folder / MANIFEST).exists():
             plan = plan_preset(self.corpus, ByteTokenizer().describe())
-            prepare(plan, self.shards_dir, wait_for_other=True)
+            prepare(plan, self.folder, wait_for_other=True)
 
     def on_rows(self, rows: Rows) -> None:
         for _, problem in rows["unreadable"]:
@@ -174,7 +194,7 @@ class TextDataModule(StreamDataModule):
             size = self._blocks("val", None).size
             if self.trainer is not None and self.trainer.num_val_batches:
                 size = min(size, int(self.trainer.num_val_batches[0]) * self.batch_size)
-            return baselines(self.shards_dir, size * self.context_length + 1)
+            return baselines(self.folder, size * self.context_length + 1, self.url)
         except ShardError as error:
             warnings.warn(f"no baselines: {error}", stacklevel=2)
             return {}
@@ -219,7 +239,7 @@ class TextDataModule(StreamDataModule):
     def _blocks(self, split: str, seed: int | None, context_length: int | None = None) -> TextBlocks:
         context_length = self.context_length if context_length is None else context_length
         blocks = TextBlocks(
-            TokenReader(self.shards_dir, self.manifest, split),
+            TokenReader(self.folder, self.manifest, split, self.url),
             context_length,
             seed=seed,
             skip_unreadable=self.on_bad_shard == "skip",
@@ -231,3 +251,24 @@ class TextDataModule(StreamDataModule):
                 f"{context_length}{way_out}"
             )
         return blocks
+
+
+class SkippedSamples(Callback):
+    """Logs `data/skipped_samples`, summed over the ranks, whenever the Trainer logs.
+
+    A text DataModule with `on_bad_shard: skip` adds it to its Trainer by itself.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        # Every rank counts its own, and all come here at the same steps, as the reduction needs.
+        every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and trainer.global_step % every == 0:
+            count = float(trainer.datamodule.skipped_samples)  # pyright: ignore[reportAttributeAccessIssue]
+            pl_module.log("data/skipped_samples", count, sync_dist=True, reduce_fx="sum")

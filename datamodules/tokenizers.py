@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import SHOWN_CHARACTERS, TokenizerError, difference, optional_module
-from datamodules.prepare.token_sizes import token_sizes
+from datamodules.token_sizes import token_sizes
 
 Tokens = npt.NDArray[Any]
 
@@ -23,7 +23,7 @@ LEAST_BPE_TOKENS = 257
 
 
 class Tokenizer(Protocol):
-    """What shards need of a tokenizer; `description` holds plain values that rebuild it."""
+    """A tokenizer as shards need it; `describe` gives plain values that rebuild it."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -60,7 +60,7 @@ def token_dtype(vocab_size: int) -> str:
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0 to 255; NUL, which no text holds, ends a document, so 256 ids are enough."""
+    """UTF-8 bytes as ids 0 to 255. NUL, which no text holds, ends a document, so 256 ids are enough."""
 
     vocab_size = 256
     eot_id = 0
@@ -242,9 +242,7 @@ class BpeTokenizer:
             raise TokenizerError(f"the tokenizer does not give the text back: {difference(text, found)}")
         if self.eot_id in ids:
             end = self._tokenizer.id_to_token(self.eot_id)
-            raise TokenizerError(
-                f"the text holds {end!r}, which the tokenizer takes for the end of a document"
-            )
+            raise TokenizerError(f"the text holds {end!r}, which the tokenizer takes for the end of one")
         size, counted = len(text.encode()) + self._adds_space, int(self._sizes[ids].sum())
         if counted != size:
             raise TokenizerError(
@@ -258,9 +256,8 @@ class BpeTokenizer:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         # The library has no exception of its own for what a vocabulary without an unknown token cannot spell.
         except Exception as error:  # noqa: BLE001
-            raise TokenizerError(
-                f"the tokenizer cannot encode {text[:SHOWN_CHARACTERS]!r}: {error}"
-            ) from None
+            shown = text[:SHOWN_CHARACTERS]
+            raise TokenizerError(f"the tokenizer cannot encode {shown!r}: {error}") from None
         return np.array(ids, dtype=np.uint32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
@@ -273,7 +270,7 @@ class BpeTokenizer:
         content = b"\0".join(self.decode(part).encode() for part in documents)
         last = documents[-1][documents[-1] != self.eot_id]
         if len(self.decode(last).encode()) + self._adds_space != int(self._sizes[last].sum()):
-            # Of the bytes of a character that the tokens end within, no text can be made.
+            # The tokens end within a character, whose bytes make no text.
             content = content.decode().rstrip("\N{REPLACEMENT CHARACTER}").encode()
         return content
 

@@ -1,15 +1,15 @@
 """What can be said of a run before it is queued: its config is read as the run will read it, and held against its ranks."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 from causalrn.cli import CLI
 from causalrn.sweeps.points import build_objects
 from causalrn.training.resume import check_unused, flag_value, plan_start
-from datamodules.remote import join_url, open_url
-from datamodules.shards import MANIFEST, Manifest
+from datamodules.fetch import copies_folder, is_address
+from datamodules.ranges import check_batch_size
+from datamodules.shards import Manifest, fetch_manifest
 from launch.job import Job
 
 
@@ -33,7 +33,7 @@ def check(config: dict[str, Any], job: Job, run_dir: Path) -> list[str]:
         check_devices(config["trainer"], job),
         check_strategy(config["trainer"]),
         check_batch(config, job),
-        check_shards(config["data"], job),
+        check_shards(config["data"]),
         check_run_dir(run_dir, continues=config["resume"] is not None),
     ]
 
@@ -82,34 +82,25 @@ def check_batch(config: dict[str, Any], job: Job) -> str:
                 f"context_length {length} is not divisible by the {job.ranks} ranks that share a sequence"
             )
         return f"context_length {length} over {job.ranks} ranks"
-    if batch_size is not None and batch_size % job.ranks:
-        below = batch_size - batch_size % job.ranks
-        wanted = f"{below} or {below + job.ranks}" if below else str(job.ranks)
-        raise ValueError(
-            f"data.init_args.batch_size {batch_size} counts the samples of a step over all ranks and is not divisible "
-            f"by {job.ranks} ranks; want for example {wanted}"
-        )
+    if batch_size is not None:
+        check_batch_size(batch_size, job.ranks)
     return f"batch_size {batch_size} over {job.ranks} ranks"
 
 
-def check_shards(data: dict[str, Any], job: Job) -> str:
-    """Local shards must be there; remote ones are dealt out whole, so that every reader needs one."""
+def check_shards(data: dict[str, Any]) -> str:
+    """Local shards must be there; of remote ones the manifest must be readable, which is copied into the cache."""
     settings = data["init_args"]
-    if url := settings.get("shards_url"):
-        with open_url(join_url(url, MANIFEST)) as file:
-            shards = json.load(file)["splits"]["train"]["shards"]
-        readers = job.ranks * max(1, settings.get("num_workers", 0))
-        if len(shards) < readers:
-            raise ValueError(
-                f"{len(shards)} training shards for {readers} readers ({job.ranks} ranks and their workers); want at "
-                "least one each: fewer workers, or smaller shards"
-            )
-        return f"{len(shards)} training shards for {readers} readers"
+    # Its former name for an address.
+    location = settings.get("shards_url") or settings.get("shards_dir")
     # A corpus of the package is prepared by the run itself.
-    if settings.get("shards_dir") and not settings.get("corpus"):
-        shards = Manifest.load(settings["shards_dir"]).splits["train"].shards
-        return f"{len(shards)} training shards in {settings['shards_dir']}"
-    return "no shards"
+    if not location or settings.get("corpus"):
+        return "no shards"
+    folder = Path(location)
+    if is_address(location):
+        folder = copies_folder(location, settings.get("cache_dir"))
+        fetch_manifest(location, folder)
+    shards = Manifest.load(folder).splits["train"].shards
+    return f"{len(shards)} training shards in {location}"
 
 
 def check_run_dir(run_dir: Path, continues: bool) -> str:

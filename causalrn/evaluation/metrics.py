@@ -9,9 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-IGNORE_INDEX = -100
-# Token id that ends an answer in the official copying protocol.
-EOS = 2
+from datamodules.stream import IGNORE_INDEX
+from datamodules.tasks.strings import EOS
 
 
 class MeanOverCount(Metric):

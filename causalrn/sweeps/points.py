@@ -95,16 +95,16 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
         raise ValueError(
             f"vocab_size of the model and of the data differ: {network.vocab_size}, {data.vocab_size}"
         )
-    if network.max_length is not None and data.max_tokens > network.max_length:
+    if network.max_length is not None and data.max_length > network.max_length:
         raise ValueError(
-            f"a row of the data has {data.max_tokens} positions, and the model max_length={network.max_length}; "
+            f"a row of the data has {data.max_length} positions, and the model max_length={network.max_length}; "
             "set model.init_args.network.init_args.max_length"
         )
     return Plan(
         settings=settings,
         steps=max(0, config.trainer.max_steps),
         sequences=data.batch_size * config.trainer.accumulate_grad_batches,
-        positions=data.max_tokens,
+        positions=data.max_length,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         metrics=tuple(logged_names(data)),
     )

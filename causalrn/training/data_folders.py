@@ -28,8 +28,10 @@ def placed_folders(settings: Mapping[str, Any], started_in: str | None) -> dict[
 def check_shards(settings: Mapping[str, Any], started_in: str | None, checkpoint: Path) -> None:
     """Raises a ValueError that names every place where a checkpoint's shards could be and are not."""
     folder = settings.get("shards_dir")
-    # A corpus of the package is prepared where it is missing.
+    # A corpus of the package is prepared where it is missing, and shards behind an address are fetched.
     if not isinstance(folder, str) or settings.get("corpus") or Path(folder).exists():
+        return
+    if folder.startswith("pipe:") or "://" in folder:
         return
     places = [Path.cwd()] if started_in is None else [Path.cwd(), Path(started_in)]
     tried = " or ".join(str(place / folder) for place in dict.fromkeys(places))

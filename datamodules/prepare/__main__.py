@@ -1,4 +1,4 @@
-"""Command line that prepares shards: `python -m datamodules.prepare {text,preset,copy}`."""
+"""Command line that prepares shards: `python -m datamodules.prepare {text,preset}`."""
 
 import argparse
 import os
@@ -14,7 +14,6 @@ from datamodules.prepare.preparation import prepare
 from datamodules.prepare.presets import NAMES, plan_preset
 from datamodules.ranges import check_options
 from datamodules.shards import Manifest
-from datamodules.tasks.copy_shards import prepare_copy
 from datamodules.tokenizers import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 # Characters of training text that BPE merges are learned from: more changes little and takes memory.
@@ -43,21 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
     preset.set_defaults(run=_run_preset)
 
     for command in (text, preset):
+        command.add_argument("--output", required=True, help="folder of the shards")
         command.add_argument("--tokenizer", default="bytes", help="bytes, chars, bpe, or a tokenizer.json")
         command.add_argument(
             "--vocab-size", type=int, help=f"tokens of a newly trained bpe (default: {_BPE_TOKENS})"
         )
         command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
         command.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
-
-    copy = commands.add_parser("copy", help="the fixed evaluation strings of the copy task")
-    copy.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    copy.add_argument("--samples", type=int, default=256, help="strings per length and split")
-    copy.add_argument("--vocab-size", type=int, default=29, help="letters and three special tokens")
-    copy.set_defaults(run=_run_copy)
-
-    for command in (text, preset, copy):
-        command.add_argument("--output", required=True, help="folder of the shards")
     return parser
 
 
@@ -82,12 +73,6 @@ def _run_text(options: argparse.Namespace) -> str:
 
 def _run_preset(options: argparse.Namespace) -> str:
     return _prepare(plan_preset(options.name, ByteTokenizer().describe(), options.input), options)
-
-
-def _run_copy(options: argparse.Namespace) -> str:
-    return prepare_copy(
-        options.output, lengths=options.lengths, samples=options.samples, vocab_size=options.vocab_size
-    )
 
 
 def _prepare(plan: Plan, options: argparse.Namespace) -> str:
@@ -160,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], str] = options.run
     try:
-        counts = [name for name in ("workers", "samples", "lengths") if name in options]
-        check_options(options, "[1, inf)", *counts)
+        check_options(options, "[1, inf)", "workers")
         print(run(options))
     except (ValueError, OSError) as error:
         print(f"prepare: error: {error}", file=sys.stderr)

@@ -9,16 +9,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from datamodules.errors import DocumentError, optional_module
 
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
-_PASSED_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
 
 BinaryFile = IO[bytes] | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | io.BufferedReader
-# A compressed piece this small cannot expand to more than a few tens of MB even in a hostile file.
-_ZSTANDARD_READ_BYTES = 1 << 14
 
 
 def compression_of(path: str | Path) -> str:
@@ -37,8 +35,8 @@ def open_compressed(path: str, start: int = 0) -> Iterator[BinaryFile]:
         if not compression_of(path):
             file.seek(start)
         else:
-            # What lies before can only be read.
-            while start and (passed := len(file.read(min(start, _PASSED_BYTES)))):
+            # A compressed file cannot be entered in the middle: the content before is read and dropped.
+            while start and (passed := len(file.read(min(start, _PIECE_BYTES)))):
                 start -= passed
         yield file
 
@@ -48,7 +46,9 @@ def _open(path: str) -> BinaryFile:
     if compression == ".gz":
         return gzip.open(path, "rb")
     if compression == ".zst":
-        return io.BufferedReader(_ZstandardFile(path), 1 << 20)
+        library = optional_module("pyarrow", "data", path)
+        # Unlike the readers of the zstandard library it tells a file that was cut short from one that ends.
+        return io.BufferedReader(library.CompressedInputStream(library.OSFile(path), "zstd"), _PIECE_BYTES)
     if compression == ".xz":
         return lzma.open(path, "rb")
     return bz2.open(path, "rb") if compression == ".bz2" else open(path, "rb")
@@ -60,7 +60,7 @@ def content_bytes(path: str) -> int:
         return Path(path).stat().st_size
     size = 0
     with open_compressed(path) as file:
-        while piece := file.read(_PASSED_BYTES):
+        while piece := file.read(_PIECE_BYTES):
             size += len(piece)
     return size
 
@@ -73,47 +73,7 @@ def naming_the_file(path: str) -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise DocumentError(f"cannot read {path}: {error}") from None
     except OSError as error:
-        # bz2 tells of damage by an OSError; those of the system have a number.
+        # bz2 and pyarrow tell of damage by an OSError; those of the system have a number.
         if error.errno is not None:
             raise
         raise DocumentError(f"cannot read {path}: {error}") from None
-
-
-class _ZstandardFile(io.RawIOBase):
-    """The content of a .zst file of any number of frames.
-
-    The library's own file object takes a file that was cut short for one that ends there.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._library = optional_module("zstandard", "data", str(path))
-        self._file = io.FileIO(path)
-        self._frame: Any = None
-        self._waiting = b""
-        self._content = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._content:
-            compressed = self._waiting or self._file.read(_ZSTANDARD_READ_BYTES)
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("it ends within a frame")
-                return 0
-            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
-            try:
-                self._content = memoryview(self._frame.decompress(compressed))
-            except self._library.ZstdError as error:
-                raise EOFError(str(error)) from None
-            self._waiting = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        size = min(len(buffer), len(self._content))
-        buffer[:size], self._content = self._content[:size], self._content[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

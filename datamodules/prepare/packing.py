@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +12,13 @@ import numpy as np
 from datamodules.errors import DocumentError, TokenizerError
 from datamodules.files import write_atomically
 from datamodules.prepare.documents import Document, Span, read_documents
-from datamodules.prepare.shard_writer import ShardWriter
+from datamodules.prepare.shard_writer import SplitWriter
 from datamodules.ranges import check_range
-from datamodules.shards import MEMBER_TOKENS, Shard
-from datamodules.tokenizers import Tokens, from_description, token_dtype
+from datamodules.shards import Shard
+from datamodules.tokenizers import from_description, token_dtype
 
 SPLITS = ("train", "val", "test")
-# Where the records of finished units wait for the manifest.
+# The folder in which the records of finished units wait for the manifest.
 PARTS = ".parts"
 
 
@@ -32,8 +31,8 @@ class PackSettings:
         val_fraction, test_fraction: share of the documents in the two held-out splits.
         seed: chooses which documents those are.
         text_field: the JSON key or parquet column that holds the text.
-        on_bad_document: "raise", or "skip" to leave out and count documents of invalid UTF-8 or with NUL bytes, and
-            records that hold no text.
+        on_bad_document: "raise", or "skip" to leave out and count documents that are invalid UTF-8 or hold NUL bytes, and
+            records without text.
         check_documents: False for a corpus whose exact bytes are the standard, whatever they are.
         end_documents: whether the end-of-document token follows each document.
         shard_tokens: tokens after which a new shard begins.
@@ -61,7 +60,7 @@ class PackSettings:
 
 @dataclass
 class UnitRecord:
-    """What a finished unit wrote, per split."""
+    """The shards and counts of a finished unit, per split."""
 
     shards: dict[str, list[Shard]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -78,56 +77,6 @@ class UnitRecord:
         return cls(**values)
 
 
-class SplitWriter:
-    """Packs a stream of tokens into members and members into shards `{prefix}-{number}.tar`."""
-
-    def __init__(self, folder: Path, prefix: str, dtype: str, shard_tokens: int) -> None:
-        self.folder = folder
-        self.prefix = prefix
-        self.dtype = dtype
-        self.shard_members = max(1, shard_tokens // MEMBER_TOKENS)
-        self.shards: list[Shard] = []
-        self._buffer = np.empty(MEMBER_TOKENS, dtype=dtype)
-        self._filled = 0
-        self._members = 0
-        self._writer: ShardWriter | None = None
-
-    def write(self, tokens: Tokens) -> None:
-        taken = 0
-        while taken < len(tokens):
-            size = min(len(tokens) - taken, MEMBER_TOKENS - self._filled)
-            self._buffer[self._filled : self._filled + size] = tokens[taken : taken + size]
-            self._filled += size
-            taken += size
-            if self._filled == MEMBER_TOKENS:
-                self._flush_member()
-
-    def close(self) -> list[Shard]:
-        if self._filled:
-            self._flush_member()
-        self._close_shard()
-        return self.shards
-
-    def discard(self) -> None:
-        if self._writer is not None:
-            self._writer.discard()
-
-    def _flush_member(self) -> None:
-        if self._writer is None:
-            self._writer = ShardWriter(self.folder / f"{self.prefix}-{len(self.shards):03d}.tar", self.dtype)
-        self._writer.write_member(self._buffer[: self._filled])
-        self._filled = 0
-        self._members += 1
-        if self._members == self.shard_members:
-            self._close_shard()
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            self.shards.append(self._writer.close())
-            self._writer = None
-            self._members = 0
-
-
 def assign_split(document: Document, settings: PackSettings) -> str:
     """The split of a document by the hash of its beginning, so that copies of a document never leak into another."""
     digest = hashlib.blake2b(next(document.pieces(), b""), digest_size=8, key=str(settings.seed).encode())
@@ -137,13 +86,7 @@ def assign_split(document: Document, settings: PackSettings) -> str:
     return "test" if uniform < settings.val_fraction + settings.test_fraction else "train"
 
 
-def pack_unit(
-    folder: Path,
-    unit: int,
-    spans: list[Span],
-    settings: PackSettings,
-    on_bytes: Callable[[int], None] = lambda _: None,
-) -> UnitRecord:
+def pack_unit(folder: Path, unit: int, spans: list[Span], settings: PackSettings) -> UnitRecord:
     """Writes the shards of one unit and, when all are in place, its record.
 
     Raises:
@@ -169,7 +112,6 @@ def pack_unit(
                 def count(piece: bytes) -> bytes:
                     nonlocal size
                     size += len(piece)
-                    on_bytes(len(piece))
                     return piece
 
                 try:
@@ -199,8 +141,13 @@ def record_path(folder: Path, unit: int) -> Path:
     return folder / PARTS / f"{unit:05d}.json"
 
 
+def problem_of(document: Document, settings: PackSettings) -> str | None:
+    """The reason to keep a document out of the shards, or None."""
+    return document.check() if settings.check_documents else document.problem
+
+
 def _left_out(document: Document, settings: PackSettings, record: UnitRecord) -> bool:
-    problem = document.check() if settings.check_documents else document.problem
+    problem = problem_of(document, settings)
     if problem is None:
         return False
     if settings.on_bad_document == "raise":

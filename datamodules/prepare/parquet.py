@@ -1,6 +1,7 @@
 """Reads the text column of a parquet file a few rows at a time, in bounded memory."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from datamodules.errors import DocumentError, optional_module
@@ -13,6 +14,8 @@ _BATCH_ROWS = 256
 # compressed and uncompressed, so twice this stays below what a preparation may take.
 _PAGE_ROWS = 1024
 _MAX_PAGE_BYTES = 150_000_000
+# The hub's copy of WikiText strips the lines that hold nothing; in the raw files these are a space and a line feed.
+_BLANK_LINE = b" \n"
 
 
 def open_parquet(path: str) -> Any:
@@ -48,7 +51,7 @@ def parquet_texts(path: str, start: int, stop: int, column: str) -> Iterator[tup
     while True:
         try:
             batch = next(batches, None)
-        # What follows a damaged page cannot be found.
+        # The rows after a damaged page cannot be found.
         except (ValueError, OSError) as error:
             raise DocumentError(f"cannot read {path} after row {row}: {_one_line(error)}") from None
         if batch is None:
@@ -56,6 +59,19 @@ def parquet_texts(path: str, start: int, stop: int, column: str) -> Iterator[tup
         for value in _undecoded(batch.column(0)).to_pylist():
             yield f"{path}, row {row}", value
             row += 1
+
+
+def parquet_lines(paths: list[Path]) -> Iterator[bytes]:
+    """WikiText as the Hugging Face hub stores it, one line per row, as the bytes of the raw file.
+
+    Raises:
+        DocumentError: if a row holds no text, and as `parquet_texts`.
+    """
+    for path in map(str, paths):
+        for name, line in parquet_texts(path, 0, open_parquet(path).num_row_groups, "text"):
+            if not isinstance(line, bytes):
+                raise DocumentError(f"{name}: wanted a line of text, got {line!r}")
+            yield line or _BLANK_LINE
 
 
 def _rows_at_a_time(path: str, group: Any, column: str) -> int:

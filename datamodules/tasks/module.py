@@ -8,8 +8,8 @@ import numpy as np
 from datamodules.base import StreamDataModule
 from datamodules.order import Int64Array, derive_key, random_integers
 from datamodules.ranges import check_range
-from datamodules.stream import Batch, Rows, Samples, widen
-from datamodules.tasks.strings import EOS, IGNORE_INDEX
+from datamodules.stream import IGNORE_INDEX, Batch, Rows, Samples, widen
+from datamodules.tasks.strings import EOS
 from datamodules.tasks.task import Task
 
 
@@ -21,13 +21,13 @@ class Setting(NamedTuple):
 
 
 class _TaskRows:
-    """What streams and evaluation sets share: ids are indices, and rows need nothing but a wider type."""
+    """Base of streams and evaluation sets: ids are indices, and rows need nothing but a wider type."""
 
     def order(self, indices: Int64Array) -> Int64Array:
         return indices
 
     def expand(self, rows: Rows) -> Batch:
-        return {name: widen(values) for name, values in rows.items()}
+        return {"tokens": widen(rows["tokens"]), "targets": widen(rows["targets"])}
 
 
 class TaskStream(_TaskRows):
@@ -71,7 +71,7 @@ class TaskEvaluation(_TaskRows):
 
 
 class SyntheticDataModule(StreamDataModule):
-    """A stream over a few settings of a task, one per batch, and named evaluation sets.
+    """A stream over a few settings of a task, of which each batch draws one, and named evaluation sets.
 
     Args:
         task: what the length ladder evaluates; the training and evaluation settings are variants of it.
@@ -83,6 +83,8 @@ class SyntheticDataModule(StreamDataModule):
         num_workers: worker processes; drawing samples is cheap, so none is needed.
         seed: chooses the training samples. Evaluation samples do not depend on it.
     """
+
+    kind = "task"
 
     def __init__(
         self,
@@ -104,11 +106,11 @@ class SyntheticDataModule(StreamDataModule):
         self.val_settings = val
         self.val_samples = val_samples
         self.seed = seed
+        self.vocab_size = task.vocab_size
         self._batches_per_epoch = batches_per_epoch
 
-    @property
-    def vocab_size(self) -> int:
-        return self.task.vocab_size
+    def describe_tokenizer(self) -> dict[str, Any]:
+        return self.task.describe_tokenizer()
 
     @property
     def val_names(self) -> list[str]:
@@ -120,8 +122,7 @@ class SyntheticDataModule(StreamDataModule):
         return min(lengths), max(lengths)
 
     @property
-    def max_tokens(self) -> int:
-        """Positions of the longest row, training or evaluation."""
+    def max_length(self) -> int:
         settings = (*self.train_settings, *self.val_settings.values())
         return max(task.positions(length) for task, length in settings)
 

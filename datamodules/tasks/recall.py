@@ -13,11 +13,11 @@ from datamodules.order import (
     smallest,
 )
 from datamodules.ranges import check_range
+from datamodules.stream import IGNORE_INDEX
 from datamodules.tasks.module import Setting, SyntheticDataModule
 from datamodules.tasks.strings import (
     BOS,
     FIRST_LETTER,
-    IGNORE_INDEX,
     SEP,
     Rows,
     answer_rows,

@@ -90,7 +90,7 @@ class _Lookup(NamedTuple):
 
 
 class NgramLookup(StringTask):
-    """What the two lookups share: a string, an n-gram that occurs once in it, and the letters after it as the answer.
+    """Base of the two lookups: a string, an n-gram that occurs once in it, and the letters after it as the answer.
 
     Args:
         n_gram: letters of the n-gram that is looked up.

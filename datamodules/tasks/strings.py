@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.order import Int64Array, derive_key, random_integers
+from datamodules.stream import IGNORE_INDEX
 
 # Tokens and targets of one batch, (B, T) each.
 Rows = dict[str, npt.NDArray[np.int32]]
 
-# The target that losses and metrics leave out.
-IGNORE_INDEX = -100
 # Token ids of the official code; letters follow.
 BOS, SEP, EOS = 0, 1, 2
 FIRST_LETTER = 3

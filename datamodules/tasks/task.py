@@ -1,6 +1,7 @@
-"""What a synthetic task is: one object that makes the sample with a given index at any length, and nothing else."""
+"""A synthetic task is one object that makes the sample with a given index at any length, and does nothing else."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,10 @@ class Task(ABC):
         """Raises a ValueError that says why there are no samples of this length."""
         if not 1 <= length < MAX_LENGTH:
             raise ValueError(f"length must be in [1, {MAX_LENGTH}), got {length}")
+
+    def describe_tokenizer(self) -> dict[str, Any]:
+        """Tells what tokens stand for, in the form of `StreamDataModule.describe_tokenizer`."""
+        return {"kind": "numbers", "vocab_size": self.vocab_size}
 
     def evaluated_as(self) -> "Task":
         """The task of the evaluation sets: another one where only the training samples are drawn in a special way."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.prepare import planning, preparation, shard_writer
 from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare
@@ -36,3 +37,11 @@ def numbered_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = PackSettings(ByteTokenizer().describe(), val_fraction=fraction, test_fraction=0.0)
     prepare(plan_files([folder / "corpus.txt"], settings, "position"), folder / "shards")
     return folder / "shards"
+
+
+@pytest.fixture
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units of 5 kB and shards of two members of 1000 tokens, so that small corpora have many of each."""
+    monkeypatch.setattr(planning, "UNIT_BYTES", 5000)
+    monkeypatch.setattr(shard_writer, "MEMBER_TOKENS", 1000)
+    monkeypatch.setattr(preparation, "MEMBER_TOKENS", 1000)

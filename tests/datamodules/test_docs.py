@@ -25,6 +25,6 @@ def test_presets_are_listed() -> None:
 
 def test_commands_parse() -> None:
     lines = re.findall(r"^python -m datamodules.prepare (.*)$", PAGE, re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 2
     for line in lines:
         build_parser().parse_args(shlex.split(line))

@@ -16,6 +16,7 @@ from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
 from tests.datamodules.elastic_run import Recorder, run
+from tests.datamodules.server import serving
 
 BATCH = 4
 SCRIPT = Path(__file__).with_name("elastic_run.py")
@@ -24,7 +25,7 @@ SCRIPT = Path(__file__).with_name("elastic_run.py")
 class Runs:
     """Runs segments of training in processes of their own and collects what their ranks recorded."""
 
-    def __init__(self, folder: Path, shards: Path, accumulate: int) -> None:
+    def __init__(self, folder: Path, shards: Path | str, accumulate: int) -> None:
         self.folder = folder
         self.shards = shards
         self.accumulate = accumulate
@@ -91,6 +92,25 @@ def test_resuming_on_other_ranks_and_workers_continues_the_order(
         out = runs.segment(ranks, workers, stop, checkpoint)
         seen += micro_steps(out)
         checkpoint = out / f"step={stop}.ckpt"
+    assert seen == unbroken
+
+
+@pytest.mark.slow
+def test_a_remote_run_resumes_on_other_ranks_like_a_local_one(
+    tmp_path: Path, numbered_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAUSALRN_CACHE", str(tmp_path / "cache"))
+    unbroken = micro_steps(Runs(tmp_path, numbered_shards, 1).segment(1, 0, 12))
+    with serving(numbered_shards) as server:
+        runs = Runs(tmp_path / "remote", server.url, 1)
+        runs.folder.mkdir()
+        seen: list[list[int]] = []
+        checkpoint = None
+        for stop, (ranks, workers) in zip([4, 9, 12], [(2, 1), (4, 0), (1, 2)], strict=True):
+            out = runs.segment(ranks, workers, stop, checkpoint)
+            seen += micro_steps(out)
+            checkpoint = out / f"step={stop}.ckpt"
+        assert {server.asked[path.name] for path in numbered_shards.glob("*.tar")} == {1}
     assert seen == unbroken
 
 

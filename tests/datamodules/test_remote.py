@@ -1,181 +1,160 @@
-"""Remote shards over a real HTTP server: what arrives is checked, split over ranks and workers, and cached."""
+"""Text behind an address is the text of the folder behind it: the same batches, the same state, and no byte unchecked."""
 
-import functools
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from datamodules.remote import RemoteBlocks, RemoteTextDataModule
-from datamodules.remote_files import download, join_url
+from datamodules.fetch import copies_folder
+from datamodules.remote import RemoteTextDataModule
 from datamodules.shards import Manifest, ShardError
-from datamodules.stream import Rank
+from datamodules.text import TextDataModule
+from tests.datamodules.server import FolderServer, serving
 
 BLOCK_TOKENS = 8
-BLOCKS = 26
-
-
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
-def served(tmp_path: Path, numbered_shards: Path) -> Iterator[tuple[str, Path]]:
-    """Address and folder of a private copy of the numbered shards."""
-    folder = tmp_path / "served"
-    shutil.copytree(numbered_shards, folder)
-    handler = functools.partial(_QuietHandler, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server(tmp_path: Path, numbered_shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderServer]:
+    """Serves a private copy of the numbered shards, in `tmp_path / "served"`."""
+    monkeypatch.setenv("CAUSALRN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(numbered_shards, tmp_path / "served")
+    with serving(tmp_path / "served") as server:
+        yield server
 
 
-def remote(url: str, cache: Path, **more: object) -> RemoteTextDataModule:
-    data = RemoteTextDataModule(url, BLOCK_TOKENS, batch_size=2, cache_dir=str(cache), **more)  # type: ignore[arg-type]
+def data_of(location: str, **more: Any) -> TextDataModule:
+    data = TextDataModule(location, BLOCK_TOKENS, **{"batch_size": 2, **more})
     data.prepare_data()
     data.setup("fit")
     return data
 
 
-def ids(tokens: object) -> list[int]:
-    return [int(bytes(row.tolist())) for row in tokens]  # type: ignore[attr-defined]
+def batches(data: TextDataModule) -> list[torch.Tensor]:
+    loaders = [data.train_dataloader(), data.train_dataloader(), *data.val_dataloader()]
+    return [batch[name] for loader in loaders for batch in loader for name in ("tokens", "targets")]
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_an_epochs_worth_of_remote_blocks_holds_every_block(
-    tmp_path: Path, served: tuple[str, Path], keep: bool
-) -> None:
-    data = remote(served[0], tmp_path / "cache", num_workers=0, keep_train_shards=keep)
-    # The shuffle buffer is larger than this corpus, so several rounds pass before the first block is sure to come.
-    seen: set[int] = set()
-    loader = data.train_dataloader()
-    assert len(loader) == BLOCKS // 2
-    for _ in range(40):
-        for batch in loader:
-            assert batch["tokens"].shape == batch["targets"].shape == (2, BLOCK_TOKENS)
-            assert (batch["tokens"][:, 1:] == batch["targets"][:, :-1]).all()
-            seen.update(ids(batch["tokens"]))
-    assert seen == set(range(BLOCKS))
-    assert any(Path(data.shards_dir).glob("train-*.tar")) == keep
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_folder(server: FolderServer, tmp_path: Path, workers: int) -> None:
+    local = data_of(str(tmp_path / "served"), num_workers=workers)
+    remote = data_of(server.url, num_workers=workers)
+    for ours, theirs in zip(batches(remote), batches(local), strict=True):
+        assert torch.equal(ours, theirs)
+    assert remote.state_dict() == local.state_dict()
+    # Each file once, however many workers and passes read it.
+    assert set(server.asked.values()) == {1}
+    assert set(server.asked) == {path.name for path in (tmp_path / "served").iterdir()}
 
 
-def test_validation_is_read_from_checked_local_copies(tmp_path: Path, served: tuple[str, Path]) -> None:
-    data = remote(served[0], tmp_path / "cache")
-    (loader,) = data.val_dataloader()
-    assert sum(len(batch["tokens"]) for batch in loader) == 32
+def test_a_command_serves_as_well(server: FolderServer, tmp_path: Path) -> None:
+    remote = data_of(f"pipe:cat {tmp_path}/served/{{}}")
+    for ours, theirs in zip(batches(remote), batches(data_of(str(tmp_path / "served"))), strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_the_pipe_scheme_reads_the_same_files(tmp_path: Path, served: tuple[str, Path]) -> None:
-    data = remote(f"pipe:cat {served[1]}/{{}}", tmp_path / "cache", num_workers=0, keep_train_shards=False)
-    batch = next(iter(data.train_dataloader()))
-    assert all(0 <= number < BLOCKS for number in ids(batch["tokens"]))
+def test_a_state_goes_from_a_folder_to_an_address_and_back(server: FolderServer, tmp_path: Path) -> None:
+    unbroken = batches(data_of(str(tmp_path / "served")))
+    first = data_of(server.url)
+    for _, _ in zip(first.train_dataloader(), range(4), strict=False):
+        pass
+    state = {**first.state_dict(), "next_index": 8}
+    for location in (str(tmp_path / "served"), server.url):
+        second = data_of(location)
+        second.load_state_dict(state)
+        for batch, theirs in zip(second.train_dataloader(), unbroken[8:26:2], strict=False):
+            assert torch.equal(batch["tokens"], theirs)
 
 
-def test_ranks_take_turns_along_one_order_of_shards(served: tuple[str, Path]) -> None:
-    manifest = Manifest.load(served[1])
-    source = [{"shard": number} for number in range(10)]
-    taken = [
-        list(RemoteBlocks("", manifest, BLOCK_TOKENS, Rank(rank, 2), "key", None)._split_by_rank(source))
-        for rank in range(2)
-    ]
-    assert [item["shard"] for item in taken[0]] == [0, 2, 4, 6, 8]
-    assert [item["shard"] for item in taken[1]] == [1, 3, 5, 7, 9]
-
-
-def test_a_resumed_run_continues_in_another_order(tmp_path: Path, served: tuple[str, Path]) -> None:
-    first = remote(served[0], tmp_path / "cache", num_workers=0)
-    beginning = ids(next(iter(first.train_dataloader()))["tokens"])
-    resumed = remote(served[0], tmp_path / "cache", num_workers=0)
-    resumed.load_state_dict(first.state_dict())
-    assert ids(next(iter(resumed.train_dataloader()))["tokens"]) != beginning
-
-
-@pytest.mark.parametrize(
-    ("workers", "keep"), [(0, True), (0, False), pytest.param(1, True, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("fault", ["truncated", "flipped", "missing"])
-def test_a_damaged_remote_shard_is_named(
-    tmp_path: Path, served: tuple[str, Path], fault: str, keep: bool, workers: int
-) -> None:
-    shard = next(served[1].glob("train-*.tar"))
-    content = bytearray(shard.read_bytes())
-    if fault == "truncated":
-        shard.write_bytes(content[:700])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", ["cut", "flipped", "missing"])
+def test_a_damaged_shard_is_named(server: FolderServer, tmp_path: Path, fault: str, workers: int) -> None:
+    shard = next((tmp_path / "served").glob("train-*.tar"))
+    if fault == "cut":
+        server.cut.add(shard.name)
     elif fault == "flipped":
+        content = bytearray(shard.read_bytes())
         content[700] ^= 1
         shard.write_bytes(content)
     else:
         shard.unlink()
-    data = remote(served[0], tmp_path / "cache", num_workers=workers, keep_train_shards=keep)
-    with pytest.raises(ShardError, match=shard.name) as raised:
+    data = data_of(server.url, num_workers=workers)
+    with pytest.raises(ShardError, match=f"{server.url}/{shard.name}") as raised:
         next(iter(data.train_dataloader()))
     assert "\n" not in str(raised.value)
+    assert not list(data.folder.glob("train-*"))
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
-    url = join_url("http://127.0.0.1:9", "manifest.json")
-    with pytest.raises(ShardError, match="cannot open http://127.0.0.1:9/manifest.json"):
-        download(url, tmp_path / "manifest.json")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_copy_of_another_size_is_fetched_again_and_a_damaged_one_is_named(
-    tmp_path: Path, served: tuple[str, Path]
-) -> None:
-    folder = Path(remote(served[0], tmp_path / "cache", num_workers=0).shards_dir)
-    for split in ("val", "train"):
-        (folder / next(served[1].glob(f"{split}-*.tar")).name).write_bytes(b"of an older corpus")
-    data = remote(served[0], tmp_path / "cache", num_workers=0)
+def test_a_copy_that_was_damaged_later_is_named_with_its_origin(server: FolderServer) -> None:
+    data = data_of(server.url)
     next(iter(data.train_dataloader()))
-    next(iter(data.val_dataloader()[0]))
-    copy = next(folder.glob("train-*.tar"))
+    copy = next(data.folder.glob("train-*.tar"))
     content = bytearray(copy.read_bytes())
     content[700] ^= 1
     copy.write_bytes(content)
     with pytest.raises(
-        ShardError, match=rf"{copy} \(copy of {served[0]}/{copy.name}\) is damaged at member 0"
+        ShardError, match=rf"{copy} \(copy of {server.url}/{copy.name}\) is damaged: member 0"
     ):
-        next(iter(data.train_dataloader()))
+        next(iter(data_of(server.url).train_dataloader()))
 
 
-def test_baselines_wait_for_the_training_shards(tmp_path: Path, served: tuple[str, Path]) -> None:
-    data = remote(served[0], tmp_path / "cache", num_workers=0)
-    assert data.baselines() == {}
-    next(iter(data.train_dataloader()))
-    assert set(data.baselines()) == {"unigram_entropy", "5-gram", "xz"}
+def test_copies_serve_where_the_address_no_longer_answers(server: FolderServer, tmp_path: Path) -> None:
+    expected = batches(data_of(server.url))
+    (tmp_path / "served").rename(tmp_path / "gone")
+    with pytest.warns(UserWarning, match=f"cannot read {server.url}/manifest.json: .*the copy in .* is used"):
+        data = data_of(server.url)
+    for ours, theirs in zip(batches(data), expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_a_server_that_falls_silent_is_named(
-    tmp_path: Path, served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = remote(served[0], tmp_path / "cache", num_workers=0, keep_train_shards=False)
-    shard = next(served[1].glob("train-*.tar")).name
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+def test_an_address_without_shards_is_named(server: FolderServer) -> None:
+    with pytest.raises(ShardError, match=f"cannot read {server.url}/other/manifest.json: the server refused"):
+        data_of(f"{server.url}/other")
 
-        def answer() -> None:
-            connection, _ = listening.accept()
-            connection.recv(1000)
-            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 10000\r\n\r\nbeginning")
-            ended.wait(30)
-            connection.close()
 
-        ended = threading.Event()
-        thread = threading.Thread(target=answer)
-        thread.start()
-        data.shards_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        monkeypatch.setattr("datamodules.remote_files._TIMEOUT_SECONDS", 0.2)
-        try:
-            with pytest.raises(ShardError, match=f"{shard}: timed out"):
-                next(iter(data.train_dataloader()))
-        finally:
-            ended.set()
-            thread.join()
+def test_a_manifest_names_files_beside_it_only(server: FolderServer, tmp_path: Path) -> None:
+    path = tmp_path / "served" / "manifest.json"
+    name = Manifest.load(path.parent).splits["train"].shards[0].name
+    for bad in ("../secret.tar", "x; touch y.tar", ".hidden"):
+        path.write_text(path.read_text().replace(f'"{name}"', f'"{bad}"'))
+        name = bad
+        with pytest.raises(ShardError, match="lists a shard .*: wanted the name of a file beside it"):
+            data_of(server.url)
+
+
+def test_baselines_are_those_of_the_folder(server: FolderServer, tmp_path: Path) -> None:
+    assert data_of(server.url).baselines() == data_of(str(tmp_path / "served")).baselines()
+
+
+def test_the_former_class_reads_the_same_batches(server: FolderServer, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="keep_train_shards has no effect"):
+        former = RemoteTextDataModule(
+            server.url,
+            BLOCK_TOKENS,
+            2,
+            num_workers=0,
+            cache_dir=str(tmp_path / "mine"),
+            keep_train_shards=False,
+        )
+    former.prepare_data()
+    former.setup("fit")
+    for ours, theirs in zip(batches(former), batches(data_of(str(tmp_path / "served"))), strict=True):
+        assert torch.equal(ours, theirs)
+    assert former.folder == copies_folder(server.url, str(tmp_path / "mine"))
+    assert list(former.folder.glob("train-*.tar"))
+
+
+def test_a_former_checkpoint_goes_on_at_the_beginning_of_the_order(server: FolderServer) -> None:
+    former = RemoteTextDataModule(server.url, BLOCK_TOKENS, 2, num_workers=0)
+    former.prepare_data()
+    state = {**former.identity(), "resumes": 2}
+    with pytest.warns(UserWarning, match="does not tell which samples its run has seen"):
+        former.load_state_dict(state)
+    assert former.state_dict()["next_index"] == 0
+    with pytest.raises(ValueError, match="trained on other data"):
+        former.load_state_dict({**state, "shards": "other"})
+    former.load_state_dict({**former.identity(), "next_index": 6})
+    assert former.state_dict()["next_index"] == 6

@@ -42,7 +42,12 @@ def loader(
     position: Position, rank: Rank, *, batch_size: int = 4, batches: int = 5, workers: int = 0
 ) -> StreamLoader:
     return StreamLoader(
-        Numbers(), position, batch_size=batch_size, batches_per_epoch=batches, rank=rank, num_workers=workers
+        samples=Numbers(),
+        position=position,
+        batch_size=batch_size,
+        batches_per_epoch=batches,
+        rank=rank,
+        num_workers=workers,
     )
 
 
@@ -89,14 +94,17 @@ def test_a_position_restored_after_iter_was_called_still_counts() -> None:
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="got batch_size 4 on 3 ranks"):
+    with pytest.raises(
+        ValueError, match="batch_size 4 counts .* not divisible by 3 ranks; want for example 3 or 6"
+    ):
         loader(Position(), Rank(0, 3))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 def test_every_rank_gets_as_many_batches_of_a_fixed_set_and_each_sample_counts_once(world_size: int) -> None:
     loaders = [
-        FixedLoader(Plain(), size=9, batch_size=4, rank=Rank(rank, world_size)) for rank in range(world_size)
+        FixedLoader(samples=Plain(), size=9, batch_size=4, rank=Rank(rank, world_size))
+        for rank in range(world_size)
     ]
     batches = [list(each) for each in loaders]
     assert {len(each) for each in batches} == {len(loaders[0])} == {3}
@@ -118,8 +126,8 @@ class Plain(Numbers):
 def test_what_comes_before_an_unreadable_batch_is_delivered(workers: int) -> None:
     position = Position()
     stream = StreamLoader(
-        Numbers("unreadable"),
-        position,
+        samples=Numbers("unreadable"),
+        position=position,
         batch_size=1,
         batches_per_epoch=SIZE,
         rank=Rank(),
@@ -136,7 +144,12 @@ def test_what_comes_before_an_unreadable_batch_is_delivered(workers: int) -> Non
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_one_line() -> None:
     stream = StreamLoader(
-        Numbers("killed"), Position(), batch_size=SIZE, batches_per_epoch=2, rank=Rank(), num_workers=1
+        samples=Numbers("killed"),
+        position=Position(),
+        batch_size=SIZE,
+        batches_per_epoch=2,
+        rank=Rank(),
+        num_workers=1,
     )
     with pytest.raises(ChildProcessError, match="a data worker process died") as raised:
         list(stream)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules import shards
-from datamodules.prepare import packing, preparation
+from datamodules.prepare import preparation, shard_writer
 from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare
@@ -58,7 +58,7 @@ def test_an_epoch_predicts_every_token_but_the_first_once(folder: Path) -> None:
 
 
 def test_blocks_run_across_members_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "MEMBER_TOKENS", 10)
+    monkeypatch.setattr(shard_writer, "MEMBER_TOKENS", 10)
     monkeypatch.setattr(preparation, "MEMBER_TOKENS", 10)
     text = "".join(f"{number:04d}" for number in range(200)) + "\n"
     (tmp_path / "corpus.txt").write_text(text)
@@ -76,7 +76,7 @@ def test_blocks_run_across_members_and_shards(tmp_path: Path, monkeypatch: pytes
 def test_more_shards_than_a_process_may_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr(packing, "MEMBER_TOKENS", 10)
+    monkeypatch.setattr(shard_writer, "MEMBER_TOKENS", 10)
     monkeypatch.setattr(preparation, "MEMBER_TOKENS", 10)
     monkeypatch.setattr(shards.TokenReader, "_MAX_OPEN", 3)
     (tmp_path / "corpus.txt").write_text("0123456789" * 40)
@@ -165,7 +165,7 @@ class _Counter(lightning.LightningModule):
 def test_skipping_counts_in_the_metrics_and_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "MEMBER_TOKENS", 80)
+    monkeypatch.setattr(shard_writer, "MEMBER_TOKENS", 80)
     monkeypatch.setattr(preparation, "MEMBER_TOKENS", 80)
     (tmp_path / "corpus.txt").write_text("01234567" * 60 + "\n" + "x" * 500)
     settings = PackSettings(ByteTokenizer().describe(), val_fraction=500 / 981, test_fraction=0.0)

@@ -105,25 +105,28 @@ def test_deepspeed_must_be_installed(
     assert "needs the package deepspeed" in error_of(main, ["--dry-run", "--", *command], capsys)
 
 
-def test_every_reader_of_remote_shards_needs_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_shards_must_be_readable(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAUSALRN_CACHE", str(folder / "cache"))
     (folder / "text.txt").write_text("abcdefg\n" * 4000)
     prepare(
         plan_files([folder / "text.txt"], PackSettings(ByteTokenizer().describe(), 0.25)), folder / "shards"
     )
-    overlay = {
-        "data": {
-            "class_path": "datamodules.remote.RemoteTextDataModule",
-            "init_args": {"shards_url": f"pipe:cat {folder}/shards/{{}}", "num_workers": 2},
+    for address in (f"pipe:cat {folder}/shards/{{}}", f"pipe:cat {folder}/nowhere/{{}}"):
+        overlay = {
+            "data": {
+                "class_path": "datamodules.text.TextDataModule",
+                "init_args": {"shards_dir": address, "corpus": None},
+            }
         }
-    }
-    (folder / "remote.yaml").write_text(yaml.safe_dump(overlay))
-    config = yaml.safe_load(Path(TEXT[1]).read_text())
-    del config["data"]
-    (folder / "base.yaml").write_text(yaml.safe_dump(config))
-    command = ["--config", "base.yaml", "--config", "remote.yaml", *DDP]
-    capsys.readouterr()
-    line = error_of(main, ["--tasks-per-node", "2", "--dry-run", "--", *command], capsys)
-    assert "1 training shards for 4 readers (2 ranks and their workers)" in line
+        (folder / "remote.yaml").write_text(yaml.safe_dump(overlay))
+        arguments = ["--dry-run", "--", *TEXT, "--config", "remote.yaml"]
+        if "nowhere" in address:
+            assert f"cannot read pipe:cat {folder}/nowhere/manifest.json" in error_of(main, arguments, capsys)
+        else:
+            main(arguments)
+            assert "1 training shards in pipe:cat" in capsys.readouterr().out
 
 
 def test_a_used_run_folder_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import lzma
-import tarfile
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +13,8 @@ import zstandard
 
 from datamodules.errors import DocumentError
 from datamodules.prepare import documents, parquet
-from datamodules.prepare.documents import Document, Span, cut, find_files, read_documents
+from datamodules.prepare.documents import Document, Span, cut, read_documents
+from tests.datamodules.corpora import tar_of
 
 TEXTS = ["first", "zweiter Text: ä€😀", "", "line\nbreaks\r\n", "last " * 100]
 
@@ -25,16 +25,6 @@ def read(spans: list[Span], field: str = "text") -> list[str]:
 
 def jsonl(texts: list[str] = TEXTS, field: str = "text") -> bytes:
     return b"".join(json.dumps({"n": 1, field: text}).encode() + b"\n" for text in texts)
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file.getvalue()
 
 
 def parquet_of(texts: list, **options) -> bytes:
@@ -138,20 +128,6 @@ def test_a_lone_surrogate_in_json_is_no_utf_8(tmp_path: Path) -> None:
     path.write_bytes(b'{"text": "\\ud800"}\n')
     (document,) = read_documents(Span(str(path)), "text")
     assert "invalid UTF-8" in str(document.check())
-
-
-def test_a_named_file_of_any_suffix_is_read_as_text(tmp_path: Path) -> None:
-    (tmp_path / "notes.rst").write_text("text")
-    assert find_files([tmp_path / "notes.rst"]) == [tmp_path / "notes.rst"]
-    assert read(cut(tmp_path / "notes.rst", 1)) == ["text"]
-
-
-def test_folders_are_searched_but_not_the_output(tmp_path: Path) -> None:
-    for name in ("b/2.txt", "a.txt", "out/train-0.tar", "notes.rst"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    found = find_files([tmp_path], exclude=tmp_path / "out")
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.txt", "b/2.txt"]
 
 
 @pytest.mark.parametrize(
@@ -268,16 +244,3 @@ def test_rows_of_parquet_are_bounded_by_their_bytes(tmp_path: Path, monkeypatch:
         read(cut(path, 1 << 20))
     path.write_bytes(parquet_of(texts, row_group_size=45))
     assert read(cut(path, 1 << 20)) == texts
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("nothing", "no such file or folder"),
-        ("empty", "no .txt, .*file in"),
-    ],
-)
-def test_inputs_that_are_no_corpus(tmp_path: Path, given: str, message: str) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DocumentError, match=message):
-        find_files([tmp_path / given])

@@ -12,9 +12,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from datamodules import tokenizers
 from datamodules.baselines import baselines
 from datamodules.prepare.__main__ import main
-from datamodules.shards import Manifest, TokenReader
+from datamodules.shards import Manifest
 from datamodules.text import TextDataModule
 from datamodules.tokenizers import BpeTokenizer, from_description
+from tests.datamodules.corpora import read_tokens
 
 TEXT = "The quick brown Fox. Straße, 東京 😀 ﬁne!\n\n A second  paragraph,\twith  spaces.\n"
 DOCUMENTS = [f"{number} {TEXT * 20}" for number in range(40)]
@@ -74,14 +75,6 @@ def prepared(
     return main([*given, "--tokenizer", str(path), "--seed", "1", "--workers", "1", *more]), path
 
 
-def read_split(folder: Path, split: str) -> np.ndarray:
-    manifest = Manifest.load(folder)
-    reader = TokenReader(folder, manifest, split)
-    tokens = np.empty(reader.tokens, dtype=reader.dtype)
-    reader.read_into(tokens, 0)
-    return tokens
-
-
 def truncated() -> Tokenizer:
     tokenizer = byte_level()
     tokenizer.enable_truncation(16)
@@ -120,7 +113,7 @@ def test_what_a_file_does_to_texts_is_not_done(
     assert lines == ([f"{path}: {said} switched off, so that documents are encoded whole"] if said else [])
     for split in ("train", "val", "test"):
         assert np.array_equal(
-            read_split(tmp_path / "out", split), read_split(tmp_path / "plain" / "out", split)
+            read_tokens(tmp_path / "out", split), read_tokens(tmp_path / "plain" / "out", split)
         )
     # Prompts too, long after.
     tokenizer = from_description(Manifest.load(tmp_path / "out").tokenizer)
@@ -140,7 +133,7 @@ def test_tokens_count_the_bytes_of_the_text(
     tokenizer = from_description(manifest.tokenizer)
     texts = []
     for name, split in manifest.splits.items():
-        tokens = read_split(tmp_path / "out", name)
+        tokens = read_tokens(tmp_path / "out", name)
         assert int(tokenizer.token_bytes()[tokens].sum()) == split.text_bytes + split.documents
         texts += tokenizer.decode_bytes(tokens).decode().split("\0")[:-1]
     assert sorted(texts) == sorted(DOCUMENTS)
@@ -149,7 +142,7 @@ def test_tokens_count_the_bytes_of_the_text(
     )
     data = TextDataModule(str(tmp_path / "out"), 16, vocab_size=manifest.vocab_size)
     assert data.token_bytes.shape == (manifest.vocab_size,)
-    assert int(read_split(tmp_path / "out", "train").max()) < manifest.vocab_size
+    assert int(read_tokens(tmp_path / "out", "train").max()) < manifest.vocab_size
 
 
 def lower_case() -> Tokenizer:
@@ -253,7 +246,7 @@ def test_a_tokenizer_that_cannot_spell_a_text_is_refused(
 def test_baselines_are_of_the_bytes_of_the_text(tmp_path: Path, make: Callable[[], Tokenizer]) -> None:
     """However many tokens are compared, also where the last of them ends inside a character."""
     assert prepared(tmp_path, make())[0] == 0
-    tokens = read_split(tmp_path / "out", "val")
+    tokens = read_tokens(tmp_path / "out", "val")
     manifest = Manifest.load(tmp_path / "out")
     whole = from_description(manifest.tokenizer).decode_bytes(tokens)
     seen = set()

@@ -25,7 +25,7 @@ def test_batches_are_int64_of_the_batch_size() -> None:
     assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
     assert batch["tokens"][:, 1:8].min() >= 3
     assert batch["tokens"].max() < 10
-    assert data.max_tokens == 16
+    assert data.max_length == 16
 
 
 def test_strings_are_fresh_and_depend_on_the_seed() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from datamodules.order import random_subset, random_uniform
+from datamodules.stream import IGNORE_INDEX
 from datamodules.tasks import copying, passkey, recall, string_tasks
 from datamodules.tasks.copying import Copy, RepetitiveCopy
 from datamodules.tasks.module import Setting, TaskDataModule, TaskStream
@@ -23,7 +24,7 @@ from datamodules.tasks.recall import (
     SelectiveCopying,
 )
 from datamodules.tasks.string_tasks import DuplicatedNgrams, PrefixLookup, Reverse, SuffixLookup
-from datamodules.tasks.strings import BOS, EOS, FIRST_LETTER, IGNORE_INDEX, SEP, counters
+from datamodules.tasks.strings import BOS, EOS, FIRST_LETTER, SEP, counters
 from datamodules.tasks.task import Task
 
 TASKS = [

@@ -2,10 +2,8 @@
 
 import bz2
 import gzip
-import io
 import json
 import lzma
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,12 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from datamodules.errors import DocumentError
 from datamodules.prepare import planning
 from datamodules.prepare.__main__ import main
 from datamodules.prepare.documents import cut, read_documents
-from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare
-from datamodules.shards import Manifest, TokenReader
-from datamodules.tokenizers import ByteTokenizer
+from tests.datamodules.corpora import read_split, settings, tar_of
 
 MARK = b"\xef\xbb\xbf"
 COMPRESS = {
@@ -35,29 +30,8 @@ COMPRESS = {
 LINES = "".join(f"line {number:05d} ä\n" for number in range(2000))
 
 
-def tar_of(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return file.getvalue()
-
-
-def settings(**more) -> PackSettings:
-    return PackSettings(tokenizer=ByteTokenizer().describe(), **more)
-
-
-def read_splits(folder: Path) -> dict[str, bytes]:
-    manifest = Manifest.load(folder)
-    found = {}
-    for split in manifest.splits:
-        reader = TokenReader(folder, manifest, split)
-        tokens = np.empty(reader.tokens, dtype=reader.dtype)
-        reader.read_into(tokens, 0)
-        found[split] = tokens.tobytes()
-    return found
+def all_splits(folder: Path) -> dict[str, bytes]:
+    return {split: read_split(folder, split) for split in ("train", "val", "test")}
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *inputs: Path, **more: str) -> str:
@@ -184,7 +158,7 @@ def test_marks_are_in_no_shard_and_not_counted(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_bytes(MARK + LINES.encode())
     manifest = prepare(plan_files([tmp_path / "a.txt", tmp_path / "b.txt"], settings()), tmp_path / "out")
-    parts = read_splits(tmp_path / "out")
+    parts = all_splits(tmp_path / "out")
     assert MARK not in b"".join(parts.values())
     assert sum(split.text_bytes for split in manifest.splits.values()) == 2 * len(LINES.encode())
     # The byte of a fault is still that of the file.
@@ -206,9 +180,9 @@ def test_a_compressed_file_gives_the_same_shards(tmp_path: Path, name: str, suff
         )
         # From a folder, so that it is found by its name too.
         prepare(plan_files([tmp_path / folder], settings()), tmp_path / f"{folder}-shards")
-    expected = read_splits(tmp_path / "plain-shards")
+    expected = all_splits(tmp_path / "plain-shards")
     assert all(expected.values())
-    assert read_splits(tmp_path / "packed-shards") == expected
+    assert all_splits(tmp_path / "packed-shards") == expected
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -222,12 +196,3 @@ def test_a_compressed_text_that_is_cut_short_ends_the_preparation(
         path.write_bytes(damaged)
         error = error_of(capsys, path, split_by=split_by, on_bad_document="skip")
         assert error.startswith(f"prepare: error: cannot read {path}: ")
-
-
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.parquet.zst"])
-def test_kinds_that_cannot_be_read_compressed_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(
-        DocumentError, match=f"{name}: a .* file is read in parts, which .* hides: uncompress"
-    ):
-        plan_files([tmp_path / name], settings())
