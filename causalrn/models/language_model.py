@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.attention import MLP
+from causalrn.models.block import Block
 from causalrn.models.mixer import Mixer, normal_linear_
 from causalrn.models.positions import LearnedPositions, Positions
+from causalrn.models.short_convolution import ShortFilter
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import position_offset
 from causalrn.system import check_range
@@ -20,30 +22,11 @@ class DecodingState(NamedTuple):
 
     Attributes:
         position: number of positions seen: one number, or int64 (B,) where the rows differ.
-        layers: each layer's mixer state.
+        layers: each block's state.
     """
 
     position: int | Int[Tensor, " B"]
     layers: list[Any]
-
-
-class Block(nn.Module):
-    """One layer: x + mixer(x), then, where the model has an MLP, x + mlp(x)."""
-
-    def __init__(self, mixer: Mixer, mlp: MLP | None) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.mlp = mlp
-
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.feed_forward(x + self.mixer(x))
-
-    def extend(self, x: Float[Tensor, "B T C"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        y, state = self.mixer.extend(x, state)
-        return self.feed_forward(x + y), state
-
-    def feed_forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return x if self.mlp is None else x + self.mlp(x)
 
 
 class LanguageModel(nn.Module):
@@ -61,9 +44,10 @@ class LanguageModel(nn.Module):
         norm: plain normalisation before the head.
         eps: added to the standard deviation of that normalisation.
         positions: how embeddings say where they stand; None for the paper's learned positions.
+        short_convolution: prototype of what blends each position with the few before it in front of the mixer, or None.
 
     Raises:
-        ValueError: an MLP of another width, more positions wanted than there are, or no tokens, layers or positions.
+        ValueError: an MLP or a short convolution of another width, more positions wanted than there are, or no tokens, layers or positions.
     """
 
     def __init__(
@@ -76,12 +60,15 @@ class LanguageModel(nn.Module):
         norm: Literal["layer", "rms"] = "layer",
         eps: float = 1e-5,
         positions: Positions | None = None,
+        short_convolution: ShortFilter | None = None,
     ) -> None:
         super().__init__()
         check_range(self, "[1, inf)", vocab_size=vocab_size, n_layers=n_layers, max_length=max_length)
         check_range(self, "[0, inf)", eps=eps)
-        if mlp is not None and mlp.d_model != mixer.d_model:
-            raise ValueError(f"mlp and mixer must share d_model: got {mlp.d_model} and {mixer.d_model}")
+        for name, part in (("mlp", mlp), ("short_convolution", short_convolution)):
+            width = None if part is None else part.d_model
+            if width not in (None, mixer.d_model):
+                raise ValueError(f"{name} and mixer must share d_model: got {width} and {mixer.d_model}")
         if positions is None and max_length is None:
             raise ValueError("learned positions end somewhere: want a max_length, or other positions")
         last = None if positions is None else positions.max_length
@@ -98,7 +85,9 @@ class LanguageModel(nn.Module):
             assert max_length is not None
             positions = LearnedPositions(max_length, mixer.d_model)
         self.position_embedding = positions
-        self.blocks = nn.ModuleList(Block(deepcopy(mixer), deepcopy(mlp)) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(
+            Block(deepcopy(short_convolution), deepcopy(mixer), deepcopy(mlp)) for _ in range(n_layers)
+        )
         self.head = nn.Linear(mixer.d_model, vocab_size, bias=False)
         self.reset_parameters()
 
@@ -108,13 +97,24 @@ class LanguageModel(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     @property
+    def layer_names(self) -> str:
+        """The mixer's class, and what stands before it: LogMeanExpRelation behind ShortConvolution."""
+        convolution = self.short_convolution
+        behind = "" if convolution is None else f" behind {type(convolution).__name__}"
+        return type(self.mixer).__name__ + behind
+
+    @property
     def mixer(self) -> Mixer:
-        """The first layer's mixer: with `mlp`, what `describe` needs to rebuild the model."""
+        """The first layer's mixer: with `mlp` and `short_convolution`, what `describe` needs to rebuild the model."""
         return self.layers[0].mixer
 
     @property
     def mlp(self) -> MLP | None:
         return self.layers[0].mlp
+
+    @property
+    def short_convolution(self) -> ShortFilter | None:
+        return self.layers[0].short_convolution
 
     @property
     def positions(self) -> Positions | None:
@@ -127,9 +127,7 @@ class LanguageModel(nn.Module):
         self.position_embedding.reset_parameters()
         n_branches = self.n_layers * (1 if self.mlp is None else 2)
         for block in self.layers:
-            for branch in (block.mixer, block.mlp):
-                if branch is not None:
-                    branch.reset_parameters(n_branches)
+            block.reset_parameters(n_branches)
         normal_linear_(self.head, 0.02)
 
     def embed(self, tokens: Int[Tensor, "B T"], start: int | Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
@@ -166,8 +164,7 @@ class LanguageModel(nn.Module):
     ) -> DecodingState:
         """The decoding state before the first token; arguments as `Mixer.init_state`."""
         layers = [
-            block.mixer.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity)
-            for block in self.layers
+            block.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity) for block in self.layers
         ]
         return DecodingState(0, layers)
 
@@ -195,4 +192,4 @@ class LanguageModel(nn.Module):
 
     def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
         """Bytes of decoding state of one sequence of `length` positions, with float32 weights."""
-        return sum(block.mixer.state_size(length, pool_dtype) for block in self.layers)
+        return sum(block.state_size(length, pool_dtype) for block in self.layers)

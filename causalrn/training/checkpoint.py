@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from causalrn.models import LanguageModel, build, describe
+from causalrn.models import LanguageModel, build, describe, upgrade
 from causalrn.system import replacing
 from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
 
@@ -85,7 +85,7 @@ def check_same_network(path: str | Path, network: LanguageModel) -> None:
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """The description of a checkpoint's network, without reading the shards of a folder."""
-    return read_head(Path(path))["network"]
+    return upgrade(read_head(Path(path))["network"])
 
 
 def read_head(path: Path) -> dict[str, Any]:

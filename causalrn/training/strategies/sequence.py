@@ -33,9 +33,10 @@ class SequenceParallelStrategy(DDPStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         network = getattr(trainer.lightning_module, "network", None)
-        if isinstance(network, LanguageModel) and not isinstance(network.mixer, LinearRelation):
+        blocks = network.layers if isinstance(network, LanguageModel) else []
+        if not all(isinstance(b.mixer, LinearRelation) and b.short_convolution is None for b in blocks):
             raise ValueError(
-                f"{type(self).__name__} splits LinearRelation layers only: got {type(network.mixer).__name__}"
+                f"{type(self).__name__} splits LinearRelation layers only: got {network.layer_names}"
             )
         super().setup(trainer)
         # A group of its own: its exchanges must not queue between the gradients' all-reduces.
