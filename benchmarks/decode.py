@@ -161,7 +161,7 @@ def measure(
 
 def set_positions(network: LanguageModel, count: int) -> None:
     network.max_length = count
-    network.position_embedding = LearnedPositions(count, network.mixer.d_model)
+    network.position_embedding = LearnedPositions(count, network.d_model)
 
 
 def random_state(network: LanguageModel, context: int, extra: int) -> DecodingState:

@@ -36,7 +36,8 @@ class LanguageModel(nn.Module):
     attention mixer with an MLP.
 
     Args:
-        mixer: prototype of the mixer; each layer gets its own copy with its own initial values.
+        mixer: prototype of the mixer, of which each layer gets its own copy with its own initial values. A list is a
+            pattern: layer i gets the entry i modulo its length.
         vocab_size: number of token ids V.
         n_layers: number of blocks.
         max_length: the longest sequence the model takes, as many learned positions it has; None for no end.
@@ -47,12 +48,12 @@ class LanguageModel(nn.Module):
         short_convolution: prototype of what blends each position with the few before it in front of the mixer, or None.
 
     Raises:
-        ValueError: an MLP or a short convolution of another width, more positions wanted than there are, or no tokens, layers or positions.
+        ValueError: mixers, an MLP or a short convolution of different widths, a pattern longer than the network, more positions wanted than there are, or no tokens, layers or positions.
     """
 
     def __init__(
         self,
-        mixer: Mixer,
+        mixer: Mixer | list[Mixer],
         vocab_size: int,
         n_layers: int,
         max_length: int | None = None,
@@ -65,10 +66,13 @@ class LanguageModel(nn.Module):
         super().__init__()
         check_range(self, "[1, inf)", vocab_size=vocab_size, n_layers=n_layers, max_length=max_length)
         check_range(self, "[0, inf)", eps=eps)
+        pattern = mixer if isinstance(mixer, list) else [mixer]
+        check_pattern(pattern, n_layers)
+        self.d_model = pattern[0].d_model
         for name, part in (("mlp", mlp), ("short_convolution", short_convolution)):
             width = None if part is None else part.d_model
-            if width not in (None, mixer.d_model):
-                raise ValueError(f"{name} and mixer must share d_model: got {width} and {mixer.d_model}")
+            if width not in (None, self.d_model):
+                raise ValueError(f"{name} and mixer must share d_model: got {width} and {self.d_model}")
         if positions is None and max_length is None:
             raise ValueError("learned positions end somewhere: want a max_length, or other positions")
         last = None if positions is None else positions.max_length
@@ -79,16 +83,18 @@ class LanguageModel(nn.Module):
         self.max_length = last if max_length is None else max_length
         self.norm: Literal["layer", "rms"] = norm
         self.eps = eps
-        self.token_embedding = nn.Embedding(vocab_size, mixer.d_model)
+        self.pattern_length = len(pattern) if isinstance(mixer, list) else None
+        self.token_embedding = nn.Embedding(vocab_size, self.d_model)
         self.has_default_positions = positions is None
         if positions is None:
             assert max_length is not None
-            positions = LearnedPositions(max_length, mixer.d_model)
+            positions = LearnedPositions(max_length, self.d_model)
         self.position_embedding = positions
         self.blocks = nn.ModuleList(
-            Block(deepcopy(short_convolution), deepcopy(mixer), deepcopy(mlp)) for _ in range(n_layers)
+            Block(deepcopy(short_convolution), deepcopy(pattern[layer % len(pattern)]), deepcopy(mlp))
+            for layer in range(n_layers)
         )
-        self.head = nn.Linear(mixer.d_model, vocab_size, bias=False)
+        self.head = nn.Linear(self.d_model, vocab_size, bias=False)
         self.reset_parameters()
 
     @property
@@ -98,15 +104,18 @@ class LanguageModel(nn.Module):
 
     @property
     def layer_names(self) -> str:
-        """The mixer's class, and what stands before it: LogMeanExpRelation behind ShortConvolution."""
+        """The mixer's class, or those of the pattern, and what stands before it: LinearRelation behind TokenShift."""
+        pattern = self.layers[: self.pattern_length or 1]
+        names = " + ".join(type(block.mixer).__name__ for block in pattern)
         convolution = self.short_convolution
-        behind = "" if convolution is None else f" behind {type(convolution).__name__}"
-        return type(self.mixer).__name__ + behind
+        return names if convolution is None else f"{names} behind {type(convolution).__name__}"
 
     @property
-    def mixer(self) -> Mixer:
-        """The first layer's mixer: with `mlp` and `short_convolution`, what `describe` needs to rebuild the model."""
-        return self.layers[0].mixer
+    def mixer(self) -> Mixer | list[Mixer]:
+        """The first layer's mixer, or those of the first pattern: the constructor's argument, by which `describe` rebuilds."""
+        if self.pattern_length is None:
+            return self.layers[0].mixer
+        return [block.mixer for block in self.layers[: self.pattern_length]]
 
     @property
     def mlp(self) -> MLP | None:
@@ -193,3 +202,14 @@ class LanguageModel(nn.Module):
     def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
         """Bytes of decoding state of one sequence of `length` positions, with float32 weights."""
         return sum(block.state_size(length, pool_dtype) for block in self.layers)
+
+
+def check_pattern(pattern: list[Mixer], n_layers: int) -> None:
+    """Raises a ValueError unless mixers may take turns in a network of so many layers."""
+    if not 1 <= len(pattern) <= n_layers:
+        raise ValueError(
+            f"the pattern of mixers must have 1 to n_layers={n_layers} entries: got {len(pattern)}"
+        )
+    for name in ("d_model", "causal"):
+        if len(values := {getattr(mixer, name) for mixer in pattern}) > 1:
+            raise ValueError(f"the mixers of a network must share {name}: got {sorted(values)}")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Run:
 
     @property
     def mixer(self) -> str:
-        """Class of the mixer."""
+        """Class of the mixer; where mixers alternate, those of the pattern."""
         return self.class_of("mixer")
 
     @property
@@ -63,7 +64,8 @@ class Run:
         return self.class_of("short_convolution")
 
     def class_of(self, part: str) -> str:
-        return str(self.config.get(f"{NETWORK}.{part}.class_path", "")).rpartition(".")[2]
+        keys = [key for key in self.config if re.fullmatch(rf"{NETWORK}\.{part}(\.\d+)?\.class_path", key)]
+        return " + ".join(str(self.config[key]).rpartition(".")[2] for key in keys)
 
     @property
     def model(self) -> str:

@@ -121,8 +121,12 @@ def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a description by their dotted names."""
     flat = {f"{prefix}class": description["class_path"].rpartition(".")[2]}
     for name, value in description["init_args"].items():
+        entries = dict(enumerate(value)) if isinstance(value, list) else {}
         if isinstance(value, dict) and "class_path" in value:
             flat |= flatten(value, f"{prefix}{name}.")
+        elif any(isinstance(entry, dict) for entry in entries.values()):
+            for number, entry in entries.items():
+                flat |= flatten(entry, f"{prefix}{name}.{number}.")
         else:
             flat[prefix + name] = value
     return flat

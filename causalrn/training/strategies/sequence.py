@@ -33,8 +33,10 @@ class SequenceParallelStrategy(DDPStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         network = getattr(trainer.lightning_module, "network", None)
-        blocks = network.layers if isinstance(network, LanguageModel) else []
-        if not all(isinstance(b.mixer, LinearRelation) and b.short_convolution is None for b in blocks):
+        if isinstance(network, LanguageModel) and not all(
+            isinstance(block.mixer, LinearRelation) and block.short_convolution is None
+            for block in network.layers
+        ):
             raise ValueError(
                 f"{type(self).__name__} splits LinearRelation layers only: got {network.layer_names}"
             )
