@@ -1,10 +1,11 @@
 """Networks: the CausalRN language model, its mixers and the paper's baselines; nothing here knows of Lightning."""
 
-from causalrn.models.attention import MLP, LinearAttention, SoftmaxAttention
+from causalrn.models.attention import LinearAttention, SoftmaxAttention
 from causalrn.models.block import Block
 from causalrn.models.description import build, describe, upgrade
 from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
+from causalrn.models.mlp import MLP, FeedForward, GatedMLP
 from causalrn.models.pair_terms import (
     Alibi,
     HardAlibi,
@@ -35,6 +36,8 @@ __all__ = [
     "MLP",
     "Alibi",
     "Block",
+    "FeedForward",
+    "GatedMLP",
     "HardAlibi",
     "LanguageModel",
     "LearnedGain",

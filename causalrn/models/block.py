@@ -6,18 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.attention import MLP
 from causalrn.models.mixer import Mixer
+from causalrn.models.mlp import FeedForward
 from causalrn.models.short_convolution import ShortFilter
 
 
 class Block(nn.Module):
     """x + mixer(short_convolution(x)), then x + mlp(x); what is None is left out.
 
-    The decoding state is the mixer's, behind a short convolution together with the positions that this keeps.
+    The cache is the mixer's, behind a short convolution together with the positions that this keeps.
     """
 
-    def __init__(self, short_convolution: ShortFilter | None, mixer: Mixer, mlp: MLP | None) -> None:
+    def __init__(self, short_convolution: ShortFilter | None, mixer: Mixer, mlp: FeedForward | None) -> None:
         super().__init__()
         # The order of the parameters is that of an optimizer's state: the mixer's have always come first.
         self.mixer = mixer
@@ -43,28 +43,30 @@ class Block(nn.Module):
     def feed_forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return x if self.mlp is None else x + self.mlp(x)
 
-    def init_state(self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0) -> Any:
-        """The decoding state before the first position; arguments as `Mixer.init_state`."""
-        state = self.mixer.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity)
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> Any:
+        """The cache before the first position; arguments as `Mixer.init_cache`."""
+        cache = self.mixer.init_cache(batch_size, cache_dtype=cache_dtype, capacity=capacity)
         if self.short_convolution is None:
-            return state
+            return cache
         device = next(self.mixer.parameters()).device
         before = self.short_convolution.kernel_size - 1
-        return torch.zeros(batch_size, before, self.mixer.d_model, device=device), state
+        return torch.zeros(batch_size, before, self.mixer.d_model, device=device), cache
 
-    def extend(self, x: Float[Tensor, "B T C"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        """The next T positions after those in `state`: equals `forward` on the whole sequence."""
+    def extend(self, x: Float[Tensor, "B T C"], cache: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+        """The next T positions after those in `cache`: equals `forward` on the whole sequence."""
         if self.short_convolution is None:
-            y, state = self.mixer.extend(x, state)
-            return self.feed_forward(x + y), state
-        h, before = self.short_convolution.extend(x, state[0])
-        y, state = self.mixer.extend(h, state[1])
-        return self.feed_forward(x + y), (before, state)
+            y, cache = self.mixer.extend(x, cache)
+            return self.feed_forward(x + y), cache
+        h, before = self.short_convolution.extend(x, cache[0])
+        y, cache = self.mixer.extend(h, cache[1])
+        return self.feed_forward(x + y), (before, cache)
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of decoding state of one sequence of `length` positions, with float32 weights."""
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of cache of one sequence of `length` positions, with float32 weights."""
         before = 0 if self.short_convolution is None else self.short_convolution.kernel_size - 1
-        return 4 * before * self.mixer.d_model + self.mixer.state_size(length, pool_dtype)
+        return 4 * before * self.mixer.d_model + self.mixer.cache_bytes(length, cache_dtype)
 
 
 def rename_former_keys(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from causalrn.models.attention import MLP
 from causalrn.models.block import Block
 from causalrn.models.mixer import Mixer, normal_linear_
+from causalrn.models.mlp import FeedForward
 from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.models.short_convolution import ShortFilter
 from causalrn.ops import normalise
@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         n_layers: number of blocks.
         max_length: the longest sequence the model takes, as many learned positions it has; None for no end.
         mlp: prototype of the position-wise branch, or None.
-        norm: plain normalisation before the head.
+        norm: plain normalisation before the head, "layer" or "rms"; mixers, MLPs and short convolutions have their own.
         eps: added to the standard deviation of that normalisation.
         positions: how embeddings say where they stand; None for the paper's learned positions.
         short_convolution: prototype of what blends each position with the few before it in front of the mixer, or None.
@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
         vocab_size: int,
         n_layers: int,
         max_length: int | None = None,
-        mlp: MLP | None = None,
+        mlp: FeedForward | None = None,
         norm: Literal["layer", "rms"] = "layer",
         eps: float = 1e-5,
         positions: Positions | None = None,
@@ -118,7 +118,7 @@ class LanguageModel(nn.Module):
         return [block.mixer for block in self.layers[: self.pattern_length]]
 
     @property
-    def mlp(self) -> MLP | None:
+    def mlp(self) -> FeedForward | None:
         return self.layers[0].mlp
 
     @property
@@ -168,12 +168,12 @@ class LanguageModel(nn.Module):
             x = block(x)
         return self.unembed(x)
 
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
     ) -> DecodingState:
-        """The decoding state before the first token; arguments as `Mixer.init_state`."""
+        """The decoding state before the first token; arguments as `Mixer.init_cache`."""
         layers = [
-            block.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity) for block in self.layers
+            block.init_cache(batch_size, cache_dtype=cache_dtype, capacity=capacity) for block in self.layers
         ]
         return DecodingState(0, layers)
 
@@ -199,9 +199,9 @@ class LanguageModel(nn.Module):
         x, state = self.advance(tokens, state)
         return self.unembed(x), state
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         """Bytes of decoding state of one sequence of `length` positions, with float32 weights."""
-        return sum(block.state_size(length, pool_dtype) for block in self.layers)
+        return sum(block.cache_bytes(length, cache_dtype) for block in self.layers)
 
 
 def check_pattern(pattern: list[Mixer], n_layers: int) -> None:

@@ -73,7 +73,7 @@ def test_a_bidirectional_block_sees_both_sides(name: str) -> None:
     (gradient,) = torch.autograd.grad(block(x)[0, 2].square().sum(), x)
     assert gradient[0].any(-1).all()
     with pytest.raises(ValueError, match="causal=False"):
-        block.init_state(1)
+        block.init_cache(1)
 
 
 def test_the_blend_of_a_bidirectional_block_is_centred() -> None:
@@ -86,7 +86,7 @@ def test_the_blend_of_a_bidirectional_block_is_centred() -> None:
 @pytest.mark.parametrize("lengths", [[1] * 12, [5, 1, 1, 5], [12]], ids=str)
 def test_decoding_equals_forward(model: LanguageModel, lengths: list[int]) -> None:
     tokens = torch.randint(11, (3, 12))
-    state, outputs = model.init_state(3), []
+    state, outputs = model.init_cache(3), []
     with torch.no_grad():
         for part in tokens.split(lengths, dim=1):
             logits, state = model.extend(part, state)

@@ -111,14 +111,14 @@ def test_bidirectional_sees_everything(make_mixer) -> None:
     (gradient,) = torch.autograd.grad(mixer(x)[0, 3].square().sum(), x)
     assert gradient[0].any(-1).all()
     with pytest.raises(ValueError, match="causal=False"):
-        mixer.init_state(1)
+        mixer.init_cache(1)
 
 
 @pytest.mark.parametrize("parts", [[1] * 9, [4, 1, 1, 3], [9]], ids=str)
 def test_part_by_part_equals_forward(make_mixer, parts: list[int]) -> None:
     model = make_model(make_mixer(True)).eval()
     tokens = torch.randint(11, (3, 9))
-    state = model.init_state(3)
+    state = model.init_cache(3)
     outputs = []
     with torch.no_grad():
         for part in tokens.split(parts, dim=1):
@@ -130,7 +130,7 @@ def test_part_by_part_equals_forward(make_mixer, parts: list[int]) -> None:
 def test_single_step_equals_forward(make_mixer) -> None:
     mixer = make_mixer(True)
     x = torch.randn(2, 5, 8)
-    state = mixer.init_state(2)
+    state = mixer.init_cache(2)
     with torch.no_grad():
         for i in range(5):
             y, state = mixer.step(x[:, i], state)
@@ -140,9 +140,9 @@ def test_single_step_equals_forward(make_mixer) -> None:
 def test_state_size_grows_only_where_it_must() -> None:
     for name, make in MIXERS.items():
         model = make_model(make(True))
-        grows = model.state_size(1000) > model.state_size(10)
+        grows = model.cache_bytes(1000) > model.cache_bytes(10)
         assert grows == ("quadratic" in name or "softmax" in name), name
-    assert make_model(QuadraticRelation(8, 12)).state_size(1000) == 2 * 1000 * 12 * 4
+    assert make_model(QuadraticRelation(8, 12)).cache_bytes(1000) == 2 * 1000 * 12 * 4
 
 
 def test_description_rebuilds_the_model(make_mixer) -> None:
@@ -243,7 +243,7 @@ def test_alternating_layers_see_no_future(alternating: LanguageModel) -> None:
 @pytest.mark.parametrize("parts", [[1] * 9, [4, 1, 1, 3], [9]], ids=str)
 def test_alternating_layers_decode_part_by_part(alternating: LanguageModel, parts: list[int]) -> None:
     tokens = torch.randint(11, (3, 9))
-    state, outputs = alternating.init_state(3), []
+    state, outputs = alternating.init_cache(3), []
     with torch.no_grad():
         for part in tokens.split(parts, dim=1):
             logits, state = alternating.extend(part, state)
@@ -273,8 +273,8 @@ def test_the_cost_of_alternating_layers_is_their_sum(alternating: LanguageModel)
     around = linear_flops(alternating.head, 9) + 4 * (2 * 9 * 2 * 8 * 16 + 2 * 9 * 3 * 8)
     total = Cost(around + sum(part.flops for part in parts), sum(part.exps for part in parts))
     assert forward_cost(alternating, 9) == total
-    held = sum(block.state_size(9) for block in alternating.layers)
-    assert alternating.state_size(9) == held
+    held = sum(block.cache_bytes(9) for block in alternating.layers)
+    assert alternating.cache_bytes(9) == held
 
 
 def test_a_checkpoint_of_another_pattern_is_named(tmp_path) -> None:

@@ -94,7 +94,7 @@ def mixer_name(request: pytest.FixtureRequest) -> str:
 def test_decoding_equals_forward(mixer_name: str, parts: list[int]) -> None:
     model = make_model(mixer_name)
     tokens = torch.randint(11, (3, 12))
-    state, outputs = model.init_state(3), []
+    state, outputs = model.init_cache(3), []
     with torch.no_grad():
         for part in tokens.split(parts, dim=1):
             logits, state = model.extend(part, state)
@@ -125,7 +125,7 @@ def test_bidirectional(mixer_name: str) -> None:
     (gradient,) = torch.autograd.grad(mixer(x)[0, 2].square().sum(), x)
     assert gradient[0].any(-1).all()
     with pytest.raises(ValueError, match="causal=False"):
-        mixer.init_state(1)
+        mixer.init_cache(1)
 
 
 def test_description_rebuilds(mixer_name: str, tmp_path) -> None:
@@ -149,7 +149,7 @@ def test_every_parameter_learns(mixer_name: str) -> None:
 def test_schemes_decode_and_rebuild(scheme: str) -> None:
     model = make_model(scheme=scheme)
     tokens = torch.randint(11, (2, 9))
-    state = model.init_state(2)
+    state = model.init_cache(2)
     first, state = model.extend(tokens[:, :6], state)
     second, _ = model.extend(tokens[:, 6:], state)
     whole = model(tokens)

@@ -129,13 +129,13 @@ class Identity(Mixer):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight
 
-    def init_state(self, batch_size: int, **kwargs: Any) -> None:
+    def init_cache(self, batch_size: int, **kwargs: Any) -> None:
         pass
 
     def extend(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         return self(x), state
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         return 0
 
 
