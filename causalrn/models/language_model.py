@@ -140,22 +140,32 @@ class LanguageModel(nn.Module):
         normal_linear_(self.head, 0.02)
 
     def embed(self, tokens: Int[Tensor, "B T"], start: int | Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
-        """Embeds T tokens that stand from position `start` (of every row, or one for each) on.
+        """Embeds T tokens that stand from position `start` (of every row, or one for each) on; see `add_positions`."""
+        return self.add_positions(self.token_embedding(tokens), start)
+
+    def add_positions(
+        self, x: Float[Tensor, "B T C"], start: int | Int[Tensor, " B"]
+    ) -> Float[Tensor, "B T C"]:
+        """Embedded tokens with what tells their positions apart.
 
         Raises:
             ValueError: a position at or above max_length.
         """
-        end = tokens.shape[1] + int(start if isinstance(start, int) else start.max())
+        end = x.shape[1] + int(start if isinstance(start, int) else start.max())
         if self.max_length is not None and end > self.max_length:
             raise ValueError(
                 f"sequence of {end} positions is longer than the model takes: max_length={self.max_length}"
             )
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        steps = torch.arange(x.shape[1], device=x.device)
         positions = steps + (start if isinstance(start, int) else start[:, None])
-        return self.position_embedding(self.token_embedding(tokens), positions)
+        return self.position_embedding(x, positions)
+
+    def last_norm(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """The stream after the last block as the head reads it."""
+        return normalise(x, self.norm, self.eps)
 
     def unembed(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
-        return self.head(normalise(x, self.norm, self.eps))
+        return self.head(self.last_norm(x))
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of the next token at every position.

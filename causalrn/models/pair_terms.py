@@ -144,6 +144,13 @@ class PairBias(nn.Module):
             "window", None if sizes is None else torch.tensor(sizes, dtype=torch.int32), persistent=False
         )
 
+    def fill_buffers(self) -> None:
+        """Writes the settings into the buffers again, where these were made without values."""
+        fresh = PairBias(self.slopes, self.windows)
+        for name in ("slope", "window"):
+            if (values := getattr(fresh, name)) is not None:
+                getattr(self, name).copy_(values)
+
     def log_weights(
         self, queries: Int[Tensor, "B Tq"], keys: Int[Tensor, " Tk"], causal: bool
     ) -> Float[Tensor, "B H Tq Tk"]:
