@@ -111,7 +111,11 @@ class SoftmaxAttention(Attention):
         return q, k, v
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, positions: Int[Tensor, "#B T"]
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B S H D"],
+        v: Float[Tensor, "B S H D"],
+        positions: Int[Tensor, "#B T"],
     ) -> Float[Tensor, "B T C"]:
         """Mixes the positions of k and v for the queries at `positions`, the last of each row's."""
         q, k, v = (rearrange(t, "b t h d -> b h t d") for t in (q, k, v))
@@ -126,7 +130,11 @@ class SoftmaxAttention(Attention):
         return self.out_proj(rearrange(y, "b h t d -> b t (h d)"))
 
     def attend_biased(
-        self, q: Float[Tensor, "B H T D"], k: Tensor, v: Tensor, positions: Int[Tensor, "#B T"]
+        self,
+        q: Float[Tensor, "B H T D"],
+        k: Float[Tensor, "B H S D"],
+        v: Float[Tensor, "B H S D"],
+        positions: Int[Tensor, "#B T"],
     ) -> Float[Tensor, "B H T D"]:
         assert self.bias is not None
         keys = torch.arange(k.shape[2], device=k.device)

@@ -53,9 +53,10 @@ class LearnedGain(Gain):
 
 
 class LogLengthGain(Gain):
-    """1 + slope (ln(i + 2) - ln(reference)), at least `LEAST`: one pair has to outweigh i others, whose number the gain keeps up with.
+    """1 + slope (ln(i + 2) - ln(reference)), at least `LEAST`.
 
-    exp(gain z) of the best pair then grows as a power of i. At the reference the gain is 1.
+    The best pair competes with i others, so the gain grows with log i: exp(gain z) of that pair then grows as a power of i.
+    At the reference the gain is 1.
 
     Args:
         slope: growth per e-fold of the position.

@@ -132,7 +132,10 @@ class QuadraticRelation(Relation):
         return self.finish(mean, shift, gain)
 
     def finish(
-        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+        self,
+        mean: Float[Tensor, "*shape H D"],
+        shift: Float[Tensor, "*shape H D"] | None,
+        gain: Float[Tensor, "*rows H"] | None,
     ) -> Float[Tensor, "*shape H D"]:
         """The value of mean * exp(shift) up to a factor per position, which `post_norm` erases; 1 in the usual range."""
         bound = math.log(LARGEST_NORMALISED)
@@ -182,7 +185,10 @@ class QuadraticRelationWithoutPostNorm(QuadraticRelation):
     """The ablation without the normalisation after the sum (official `PostNorm: "no"`)."""
 
     def finish(
-        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+        self,
+        mean: Float[Tensor, "*shape H D"],
+        shift: Float[Tensor, "*shape H D"] | None,
+        gain: Float[Tensor, "*rows H"] | None,
     ) -> Float[Tensor, "*shape H D"]:
         return mean if shift is None else (mean * shift.exp()).to(mean.dtype)
 
@@ -241,16 +247,19 @@ class PositionalRelation(QuadraticRelation):
 class LogMeanExpRelation(PositionalRelation):
     """The positional relation with a logarithm of its order: log(mean_j exp(gain_ih z_ijh)) / gain_ih in place of the mean.
 
-    A smooth maximum over the pairs. A pair that outweighs all others gives its z, whatever the gain, so that what the
-    next layer reads does not change its shape as the gain grows with the length, and all channels of z are seen in it:
-    of exp(gain z) little more than the greatest is left.
+    A smooth maximum over the pairs. If one pair dominates, the output is that pair's z and does not depend on the gain. The
+    next layer therefore sees the same values at every length, and all channels of z: exp(gain z) would leave little more
+    than the greatest one.
 
     Args:
         gain: above 0.
     """
 
     def finish(
-        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+        self,
+        mean: Float[Tensor, "*shape H D"],
+        shift: Float[Tensor, "*shape H D"] | None,
+        gain: Float[Tensor, "*rows H"] | None,
     ) -> Float[Tensor, "*shape H D"]:
         out = mean.to(torch.promote_types(mean.dtype, torch.float32)).log()
         if shift is not None:

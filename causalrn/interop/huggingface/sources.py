@@ -8,6 +8,7 @@ import ast
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,11 +60,12 @@ class Module:
 def networks_source() -> str:
     """The text of `networks_causalrn.py`, the same for every network."""
     modules: dict[str, Module] = {}
+    begun: set[str] = set()
     # A description may name every class of the models.
     for path in (ENTRY, source_file("causalrn.models")):
-        for node in package_imports(ast.parse(path.read_text())):
+        for node in package_imports(parse(path)):
             for alias in node.names:
-                collect(resolve(node.module or "", alias.name)[0], modules)
+                collect(resolve(node.module or "", alias.name)[0], modules, begun)
     counts = Counter(name for module in modules.values() for name in module.defined)
     for module in modules.values():
         flat = {name: name if counts[name] == 1 else f"{module.short_name}_{name}" for name in module.defined}
@@ -79,16 +81,16 @@ def networks_source() -> str:
     return "\n\n".join([header, *parts])
 
 
-def collect(name: str, modules: dict[str, Module]) -> None:
-    """Reads a module and, before it, those that it imports."""
-    if name in modules or is_compiled(name):
+def collect(name: str, modules: dict[str, Module], begun: set[str]) -> None:
+    """Reads a module and, before it, those that it imports; `begun` holds those that are read already, or being read."""
+    if name in begun or is_compiled(name):
         return
+    begun.add(name)
     module = Module(name, ast.parse(source_file(name).read_text()))
     module.defined = {bound for node in module.tree.body for bound in bound_names(node)}
     for node in package_imports(module.tree):
         for alias in node.names:
-            collect(resolve(node.module or "", alias.name)[0], modules)
-    # A package whose names all stand in other modules adds none of its own.
+            collect(resolve(node.module or "", alias.name)[0], modules, begun)
     modules[name] = module
 
 
@@ -96,7 +98,7 @@ def resolve(module_name: str, name: str) -> tuple[str, str | None]:
     """The module that defines a name, and the name there; None for the name where it is a module itself."""
     if is_compiled(module_name):
         return module_name, name
-    tree = ast.parse(source_file(module_name).read_text())
+    tree = parse(source_file(module_name))
     if any(name in bound_names(node) for node in tree.body):
         return module_name, name
     for node in package_imports(tree):
@@ -116,6 +118,12 @@ def of_package(node: ast.AST) -> bool:
 
 def is_compiled(name: str) -> bool:
     return bool(COMPILED & set(name.split(".")[-1].split("_")))
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    """A module as it stands in the package; what is rewritten is parsed anew."""
+    return ast.parse(path.read_text())
 
 
 def source_file(name: str) -> Path:
@@ -171,6 +179,11 @@ class Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         return node
 
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        self.generic_visit(node)
+        # Nothing is left of imports for annotations.
+        return node if node.body else None
+
     def visit_Import(self, node: ast.Import) -> None:
         return None
 
@@ -207,11 +220,10 @@ class Rewriter(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if any(node.id in names for names in self.locals) or node.id not in self.names:
             return node
-        return (
-            ast.copy_location(ast.parse(self.names[node.id], mode="eval").body, node)
-            if isinstance(node.ctx, ast.Load)
-            else ast.Name(self.names[node.id], node.ctx)
-        )
+        target = ast.parse(self.names[node.id], mode="eval").body
+        assert isinstance(target, ast.Name | ast.Attribute)
+        target.ctx = node.ctx
+        return target
 
     def visit_Global(self, node: ast.Global) -> ast.AST:
         return ast.Global([self.names.get(name, name) for name in node.names])
