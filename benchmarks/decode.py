@@ -14,7 +14,7 @@ from benchmarks.read_probe import measure_read_bandwidth
 from benchmarks.step import plain_formulas
 from benchmarks.targets import decode_targets
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
-from causalrn.models.cache import PoolState, state_bytes
+from causalrn.models.cache import GrowingCache, held_bytes
 from causalrn.models.decoding import generate
 from causalrn.models.language_model import DecodingState
 from causalrn.models.positions import LearnedPositions
@@ -130,7 +130,7 @@ def measure(
     name: str, network: LanguageModel, context: int, bandwidth: float, options: argparse.Namespace
 ) -> dict[str, Any] | None:
     """Times steps after `context` positions whose states are random: what is in them does not change the time."""
-    state_size = network.state_size(context + options.repeats)
+    state_size = network.cache_bytes(context + options.repeats)
     free = available_bytes(torch.device("cpu"))
     if free is not None and state_size > free:
         print(
@@ -141,13 +141,13 @@ def measure(
     store_weights(network, torch.float32)
     state = random_state(network, context, options.repeats + 2)
     seconds = step_seconds(network, state, options.repeats)
-    streamed = weight_bytes(network) + (network.state_size(context) if name != LINEAR else 0)
+    streamed = weight_bytes(network) + (network.cache_bytes(context) if name != LINEAR else 0)
     row = {
         "model": name,
         "context": context,
         "seconds_per_token": seconds,
         "tokens_per_second": 1 / seconds,
-        "state_bytes": network.state_size(context),
+        "state_bytes": network.cache_bytes(context),
         "weight_bytes": weight_bytes(network),
         "share_of_streaming_limit": streamed / bandwidth / seconds,
     }
@@ -161,23 +161,23 @@ def measure(
 
 def set_positions(network: LanguageModel, count: int) -> None:
     network.max_length = count
-    network.position_embedding = LearnedPositions(count, network.mixer.d_model)
+    network.position_embedding = LearnedPositions(count, network.d_model)
 
 
 def random_state(network: LanguageModel, context: int, extra: int) -> DecodingState:
     """The state of `context` random positions, with room for `extra` more."""
     with torch.inference_mode():
-        state = network.init_state(1, capacity=context + extra)
+        state = network.init_cache(1, capacity=context + extra)
         # A first position gives the pools their shapes, and sums something to be divided by.
         _, state = network.advance(torch.zeros(1, 1, dtype=torch.int64), state)
         for layer in state.layers:
             for pool in layer if isinstance(layer, tuple) else (layer,):
-                if isinstance(pool, PoolState):
+                if isinstance(pool, GrowingCache):
                     fill(pool, context)
     return state._replace(position=context)
 
 
-def fill(pool: PoolState, context: int) -> None:
+def fill(pool: GrowingCache, context: int) -> None:
     assert pool.buffer is not None
     _, heads, _, channels = pool.buffer.shape
     block = torch.randn(1, FILL_POSITIONS, heads, channels)
@@ -255,7 +255,7 @@ def measure_long(options: argparse.Namespace) -> dict[str, Any]:
     marks = sorted({min(mark, total) for mark in (100, 1000, 10_000, total)})
     # A window around each mark, wide enough for a steady median.
     window = max(1, min(1000, total // 4))
-    state = network.init_state(1)
+    state = network.init_cache(1)
     token = torch.zeros(1, 1, dtype=torch.int64)
     times, points = [], []
     with torch.inference_mode():
@@ -265,7 +265,7 @@ def measure_long(options: argparse.Namespace) -> dict[str, Any]:
             token = network.unembed(x)[:, -1:].argmax(-1)
             times.append(time.perf_counter() - start)
             if index in marks:
-                points.append((index, state_bytes(state.layers), status_bytes("VmRSS")))
+                points.append((index, held_bytes(state.layers), status_bytes("VmRSS")))
     rows = []
     for index, size, resident in points:
         # The first mark has fewer tokens before it than a window: those after it count as well.

@@ -178,7 +178,7 @@ def wanted(tokens: Tensor) -> Tensor:
 @torch.inference_mode()
 def predict(network: LanguageModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Which tokens of the answers are right, and the most likely ones, given the right ones before them."""
-    state = network.init_state(len(tokens), capacity=tokens.shape[1])
+    state = network.init_cache(len(tokens), capacity=tokens.shape[1])
     x, _ = network.advance(tokens, state)
     predicted = network.unembed(x[:, tokens.shape[1] // 2 :]).argmax(-1)
     return predicted == wanted(tokens), predicted

@@ -12,7 +12,6 @@ from causalrn.interop.huggingface.folder import read_folder, write_folder
 from causalrn.interop.official import MODELS, describe_official, from_official
 from causalrn.interop.step_export import INPUTS, OUTPUTS, write_step
 from causalrn.models import LanguageModel
-from causalrn.models.short_convolution import mixer_name
 from causalrn.system import replacing
 from causalrn.training.checkpoint import load_network, named_checkpoint, network_from, save_network
 from causalrn.training.consolidate import read_sharded
@@ -126,7 +125,7 @@ def consolidate(options: argparse.Namespace) -> None:
 
 def describe_size(network: LanguageModel) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return f"{mixer_name(network.mixer)}, {network.n_layers} layers, {parameters:,} parameters"
+    return f"{network.layer_names}, {network.n_layers} layers, {parameters:,} parameters"
 
 
 def add_import_official(verbs: Any) -> None:

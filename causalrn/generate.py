@@ -19,7 +19,7 @@ from causalrn.training.checkpoint import named_checkpoint, network_from, read_ch
 from causalrn.training.errors import run_command
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-POOL_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -97,7 +97,17 @@ def make_parser() -> argparse.ArgumentParser:
         default="float32",
         help="what weights are held in (default: float32)",
     )
-    parser.add_argument("--pool-dtype", choices=POOL_DTYPES, help="of the positions kept (default: float32)")
+    parser.add_argument(
+        "--cache-dtype", choices=CACHE_DTYPES, help="of the positions kept (default: float32)"
+    )
+    # Its former name.
+    parser.add_argument(
+        "--pool-dtype",
+        dest="cache_dtype",
+        choices=CACHE_DTYPES,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     return parser
 
@@ -151,7 +161,7 @@ def answer(network: LanguageModel, codec: Codec, prompts: list[str], options: ar
     device = network.token_embedding.weight.device
     rows = [torch.tensor(codec.encode(prompt), dtype=torch.int64, device=device) for prompt in prompts]
     temperature = codec.default_temperature if options.temperature is None else options.temperature
-    pool_dtype = POOL_DTYPES.get(options.pool_dtype)
+    cache_dtype = CACHE_DTYPES.get(options.cache_dtype)
     tokens = stream(
         network,
         rows,
@@ -162,7 +172,7 @@ def answer(network: LanguageModel, codec: Codec, prompts: list[str], options: ar
         repetition_penalty=options.repetition_penalty,
         samples=options.samples,
         stop_tokens=codec.stop_tokens,
-        pool_dtype=pool_dtype,
+        cache_dtype=cache_dtype,
         generator=torch.Generator(device).manual_seed(options.seed),
     )
     texts = [TextStream(codec, options.stop, row.tolist()) for row in rows for _ in range(options.samples)]
@@ -176,8 +186,8 @@ def answer(network: LanguageModel, codec: Codec, prompts: list[str], options: ar
             printer.add(index, text.finish())
         printer.close()
         longest = max(len(row) for row in rows) + max(clock.steps - 1, 0)
-        dtype = network.token_embedding.weight.dtype if pool_dtype is None else pool_dtype
-        size = len(texts) * network.state_size(longest, dtype)
+        dtype = network.token_embedding.weight.dtype if cache_dtype is None else cache_dtype
+        size = len(texts) * network.cache_bytes(longest, dtype)
         read = sum(len(row) for row in rows)
         print(
             f"{clock.report(read, len(texts))}, state {size:,} bytes ({format_bytes(size)})", file=sys.stderr

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from causalrn import export
-from causalrn.models import LanguageModel, LinearRelation, ShortConvolution, TokenShift
+from causalrn.models import LanguageModel, LinearRelation, TokenShift
 from causalrn.training.checkpoint import load_network
 from causalrn.training.errors import run_command
 from tests.interop.official_reference import make_state_dict, official_logits
@@ -48,12 +48,9 @@ def test_imported_checkpoint_gives_the_official_logits(model: str, flags: list[s
     assert_close(logits.detach(), official_logits(weights, tokens, model, **settings), atol=1e-5, rtol=1e-5)
 
 
-def test_input_stages_are_named_with_their_mixer() -> None:
-    mixer = ShortConvolution(TokenShift(LinearRelation(4, 4)), 2)
-    network = LanguageModel(mixer, vocab_size=5, n_layers=1, max_length=4)
-    assert export.describe_size(network).startswith(
-        "ShortConvolution(TokenShift(LinearRelation)), 1 layers, "
-    )
+def test_a_short_convolution_is_named_with_its_mixer() -> None:
+    network = LanguageModel(LinearRelation(4, 4), 5, n_layers=1, max_length=4, short_convolution=TokenShift())
+    assert export.describe_size(network).startswith("LinearRelation behind TokenShift, 1 layers, ")
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

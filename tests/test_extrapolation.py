@@ -10,18 +10,21 @@ from causalrn.training.checkpoint import load_network
 from tests import ROOT
 
 RECIPE = ROOT / "configs" / "copy" / "extrapolate.yaml"
-MIXER = "--model.init_args.network.init_args.mixer.init_args"
+NETWORK = "--model.init_args.network.init_args"
+MIXER = f"{NETWORK}.mixer.init_args"
+CONVOLUTION = f"{NETWORK}.short_convolution.init_args"
 # About half a minute on one CPU core.
 SMALL = {
     "--trainer.max_steps": "600",
     "--trainer.val_check_interval": "600",
     "--trainer.accelerator": "cpu",
     "--model.init_args.learning_rate": "2e-3",
-    f"{MIXER}.kernel_size": "6",
-    f"{MIXER}.mixer.init_args.d_model": "128",
-    f"{MIXER}.mixer.init_args.d_hidden": "192",
+    f"{CONVOLUTION}.kernel_size": "6",
+    f"{CONVOLUTION}.d_model": "128",
+    f"{MIXER}.d_model": "128",
+    f"{MIXER}.d_hidden": "192",
     # The gain is 1 towards the end of the longest training string.
-    f"{MIXER}.mixer.init_args.gain.init_args.reference": "26",
+    f"{MIXER}.gain.init_args.reference": "26",
     "--data.init_args.length": "[8, 16]",
     "--data.init_args.batch_size": "64",
     "--data.init_args.val_lengths": "[16]",

@@ -50,8 +50,10 @@ def test_prints_what_the_model_generates(checkpoint: Path, capsys: pytest.Captur
     assert re.search(
         r"prompt of 5 tokens in \d+ ms, 20 tokens at [\d.]+ tokens/s, state 2,304 bytes \(2.3 kB\)", err
     )
-    _, err = output_of([*args, "--max-tokens", "20", "--pool-dtype", "bfloat16", "--weights", "int8"], capsys)
-    assert "state 1,152 bytes" in err
+    # The second is its former name.
+    for flag in ("--cache-dtype", "--pool-dtype"):
+        _, err = output_of([*args, "--max-tokens", "20", flag, "bfloat16", "--weights", "int8"], capsys)
+        assert "state 1,152 bytes" in err
 
 
 def test_seed_decides_the_draw(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

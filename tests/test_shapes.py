@@ -7,7 +7,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from causalrn.models import LanguageModel, LinearRelation
-from causalrn.models.cache import PoolState
+from causalrn.models.cache import GrowingCache
 from tests.shapes import modules_with_shapes
 
 
@@ -30,12 +30,12 @@ def test_a_wrong_result_is_refused() -> None:
 
     mixer = Halves(8, 12)
     with pytest.raises(TypeCheckError, match="return value.*step"):
-        mixer.step(torch.zeros(2, 8), mixer.init_state(2))
+        mixer.step(torch.zeros(2, 8), mixer.init_cache(2))
 
 
 def test_sizes_of_one_name_must_agree() -> None:
     with pytest.raises(TypeCheckError):
-        PoolState().make_room(torch.zeros(2, 3), 4)
+        GrowingCache().make_room(torch.zeros(2, 3), 4)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

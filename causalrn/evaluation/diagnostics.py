@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.evaluation.metrics import IGNORE_INDEX
-from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.models import Block, LanguageModel, LinearRelation, QuadraticRelation
 from causalrn.ops import normalisation
 from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.eager import TILE_ELEMENTS, reach
@@ -113,12 +113,12 @@ def probe(network: LanguageModel, tokens: Int[Tensor, "B T"], positions: Int[Ten
     return found
 
 
-def relation_of(block: nn.Module) -> QuadraticRelation | LinearRelation:
-    for module in block.modules():
-        if isinstance(module, QuadraticRelation | LinearRelation):
-            return module
-    mixer = type(block.mixer).__name__
-    raise ValueError(f"diagnostics are those of relation mixers: got a layer with {mixer}")
+def relation_of(block: Block) -> QuadraticRelation | LinearRelation:
+    if isinstance(block.mixer, QuadraticRelation | LinearRelation):
+        return block.mixer
+    raise ValueError(
+        f"diagnostics are those of relation mixers: got a layer with {type(block.mixer).__name__}"
+    )
 
 
 def probe_pairs(

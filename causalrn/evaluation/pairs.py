@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.models import InputStage, LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
 from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
 
 # Tokens that still have room for their names along an axis.
@@ -31,12 +31,10 @@ def pair_norms(network: LanguageModel, tokens: Int[Tensor, " T"], layer: int) ->
     """
     if not -network.n_layers <= layer < network.n_layers:
         raise ValueError(f"layer must be in [{-network.n_layers}, {network.n_layers}): got {layer}")
-    mixer = network.layers[layer].mixer
     x = network.embed(tokens[None], 0)
     for block in network.layers[: layer % network.n_layers]:
         x = block(x)
-    while isinstance(mixer, InputStage):
-        x, mixer = mixer.prepare(x), mixer.mixer
+    x, mixer = network.layers[layer].mixer_input(x), network.layers[layer].mixer
     if not isinstance(mixer, QuadraticRelation | LinearRelation):
         raise ValueError(f"pairs are those of a relation mixer: layer {layer} has {type(mixer).__name__}")
     q, k = (t[0].float() for t in mixer.project(x))

@@ -32,10 +32,11 @@ class LinearStep(nn.Module):
             not isinstance(network.mixer, LinearRelation)
             or not network.mixer.causal
             or network.mlp is not None
+            or network.short_convolution is not None
         ):
             raise ValueError(
                 "only the causal linear CausalRN has a step of constant size: got "
-                f"{type(network.mixer).__name__}(causal={network.mixer.causal})"
+                f"{network.layer_names}(causal={network.layers[0].mixer.causal})"
             )
         self.network = network.eval()
 

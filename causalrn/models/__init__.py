@@ -1,9 +1,11 @@
 """Networks: the CausalRN language model, its mixers and the paper's baselines; nothing here knows of Lightning."""
 
-from causalrn.models.attention import MLP, LinearAttention, SoftmaxAttention
-from causalrn.models.description import build, describe
+from causalrn.models.attention import LinearAttention, SoftmaxAttention
+from causalrn.models.block import Block
+from causalrn.models.description import build, describe, upgrade
 from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
+from causalrn.models.mlp import MLP, FeedForward, GatedMLP
 from causalrn.models.pair_terms import (
     Alibi,
     HardAlibi,
@@ -28,13 +30,15 @@ from causalrn.models.relation import (
     QuadraticRelationWithoutPostNorm,
 )
 from causalrn.models.scaled_heads import QuadraticRelationScaledHeads
-from causalrn.models.short_convolution import InputStage, ShortConvolution, TokenShift
+from causalrn.models.short_convolution import ShortConvolution, ShortFilter, TokenShift
 
 __all__ = [
     "MLP",
     "Alibi",
+    "Block",
+    "FeedForward",
+    "GatedMLP",
     "HardAlibi",
-    "InputStage",
     "LanguageModel",
     "LearnedGain",
     "LearnedLogLengthGain",
@@ -54,9 +58,11 @@ __all__ = [
     "RandomPositions",
     "Rotary",
     "ShortConvolution",
+    "ShortFilter",
     "SinusoidalPositions",
     "SoftmaxAttention",
     "TokenShift",
     "build",
     "describe",
+    "upgrade",
 ]

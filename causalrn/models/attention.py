@@ -1,4 +1,4 @@
-"""The paper's baselines: causal softmax attention, linear attention, and the MLP of their blocks."""
+"""The mixers of the paper's baselines: causal softmax attention and linear attention."""
 
 import math
 from typing import Literal
@@ -9,46 +9,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from causalrn.models.cache import PoolState
+from causalrn.models.cache import GrowingCache
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.positions import Rotary
 from causalrn.ops import normalise
 from causalrn.system import check_range
-
-
-class MLP(nn.Module):
-    """The position-wise residual branch of a Transformer block: fc_2(gelu(fc_1(norm(x)))) (official `MLP`).
-
-    Args:
-        d_model: width C of the residual stream.
-        d_hidden: channels between the two projections; the paper uses 4 * d_model.
-        norm: plain normalisation of the input, see `Relation`.
-        eps: added to the standard deviation.
-
-    Raises:
-        ValueError: no channels, or a negative eps.
-    """
-
-    def __init__(
-        self, d_model: int, d_hidden: int, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5
-    ) -> None:
-        super().__init__()
-        check_range(self, "[1, inf)", d_model=d_model, d_hidden=d_hidden)
-        check_range(self, "[0, inf)", eps=eps)
-        self.d_model = d_model
-        self.d_hidden = d_hidden
-        self.norm: Literal["layer", "rms"] = norm
-        self.eps = eps
-        self.fc_1 = nn.Linear(d_model, d_hidden)
-        self.fc_2 = nn.Linear(d_hidden, d_model)
-
-    def reset_parameters(self, n_branches: int) -> None:
-        normal_linear_(self.fc_1, 0.02)
-        normal_linear_(self.fc_2, 0.02 / math.sqrt(n_branches))
-
-    def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape C"]:
-        return self.fc_2(F.gelu(self.fc_1(normalise(x, self.norm, self.eps))))
 
 
 class Attention(Mixer):
@@ -145,7 +111,11 @@ class SoftmaxAttention(Attention):
         return q, k, v
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, positions: Int[Tensor, "#B T"]
+        self,
+        q: Float[Tensor, "B T H D"],
+        k: Float[Tensor, "B S H D"],
+        v: Float[Tensor, "B S H D"],
+        positions: Int[Tensor, "#B T"],
     ) -> Float[Tensor, "B T C"]:
         """Mixes the positions of k and v for the queries at `positions`, the last of each row's."""
         q, k, v = (rearrange(t, "b t h d -> b h t d") for t in (q, k, v))
@@ -160,7 +130,11 @@ class SoftmaxAttention(Attention):
         return self.out_proj(rearrange(y, "b h t d -> b t (h d)"))
 
     def attend_biased(
-        self, q: Float[Tensor, "B H T D"], k: Tensor, v: Tensor, positions: Int[Tensor, "#B T"]
+        self,
+        q: Float[Tensor, "B H T D"],
+        k: Float[Tensor, "B H S D"],
+        v: Float[Tensor, "B H S D"],
+        positions: Int[Tensor, "#B T"],
     ) -> Float[Tensor, "B H T D"]:
         assert self.bias is not None
         keys = torch.arange(k.shape[2], device=k.device)
@@ -175,37 +149,37 @@ class SoftmaxAttention(Attention):
         positions = torch.arange(x.shape[1], device=x.device)[None]
         return self.attend(*self.project_at(x, positions), positions)
 
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
-    ) -> tuple[PoolState, PoolState]:
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> tuple[GrowingCache, GrowingCache]:
         self.check_causal()
-        return PoolState(pool_dtype, capacity), PoolState(pool_dtype, capacity)
+        return GrowingCache(cache_dtype, capacity), GrowingCache(cache_dtype, capacity)
 
     def extend(
-        self, x: Float[Tensor, "B T C"], state: tuple[PoolState, PoolState]
-    ) -> tuple[Float[Tensor, "B T C"], tuple[PoolState, PoolState]]:
-        seen, lengths = state[0].length, state[0].lengths
+        self, x: Float[Tensor, "B T C"], cache: tuple[GrowingCache, GrowingCache]
+    ) -> tuple[Float[Tensor, "B T C"], tuple[GrowingCache, GrowingCache]]:
+        seen, lengths = cache[0].length, cache[0].lengths
         start = torch.tensor([[seen]], device=x.device) if lengths is None else lengths[:, None]
         positions = start + torch.arange(x.shape[1], device=x.device)
         q, k, v = self.project_at(x, positions)
-        k, v = state[0].append(k).to(q.dtype), state[1].append(v).to(q.dtype)
-        return self.attend(q, k, v, positions), state
+        k, v = cache[0].append(k).to(q.dtype), cache[1].append(v).to(q.dtype)
+        return self.attend(q, k, v, positions), cache
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
-        return 2 * pool_dtype.itemsize * length * self.d_model
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
+        return 2 * cache_dtype.itemsize * length * self.d_model
 
 
 class LinearAttention(Attention):
     """Normalised linear attention with the feature map elu + 1 (official `LinearSelfAttention`).
 
-    The state is one matrix and one vector per head: the sums over positions of k v^T and of k. The causal
+    The cache is one matrix and one vector per head: the sums over positions of k v^T and of k. The causal
     form runs in parts of `PART` positions, quadratic inside a part, so that time and memory are linear.
     """
 
     PART = 128
 
     def mix(
-        self, x: Float[Tensor, "B T C"], state: tuple[Tensor, Tensor] | None
+        self, x: Float[Tensor, "B T C"], cache: tuple[Tensor, Tensor] | None
     ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Tensor]]:
         q, k, v = self.project(x)
         q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -215,19 +189,19 @@ class LinearAttention(Attention):
         y = torch.einsum("bhij,bjhd->bihd", scores, v)
         weight = rearrange(scores.sum(-1), "b h i -> b i h 1")
         kv_sum, k_sum = torch.einsum("bjhd,bjhe->bhde", k, v), k.sum(1)
-        if state is not None:
-            y = y + torch.einsum("bihd,bhde->bihe", q, state[0].to(q.dtype))
-            weight = weight + torch.einsum("bihd,bhd->bih", q, state[1].to(q.dtype))[..., None]
-            kv_sum, k_sum = state[0] + kv_sum, state[1] + k_sum
+        if cache is not None:
+            y = y + torch.einsum("bihd,bhde->bihe", q, cache[0].to(q.dtype))
+            weight = weight + torch.einsum("bihd,bhd->bih", q, cache[1].to(q.dtype))[..., None]
+            kv_sum, k_sum = cache[0] + kv_sum, cache[1] + k_sum
         return self.out_proj(rearrange(y / weight, "b t h d -> b t (h d)")), (kv_sum, k_sum)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         if not self.causal or x.shape[1] <= self.PART:
             return self.mix(x, None)[0]
-        return self.extend(x, self.init_state(len(x)))[0]
+        return self.extend(x, self.init_cache(len(x)))[0]
 
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
     ) -> tuple[Tensor, Tensor]:
         self.check_causal()
         channels = self.d_model // self.n_heads
@@ -237,14 +211,14 @@ class LinearAttention(Attention):
         return torch.zeros(*shape, channels, device=device), torch.zeros(shape, device=device)
 
     def extend(
-        self, x: Float[Tensor, "B T C"], state: tuple[Tensor, Tensor]
+        self, x: Float[Tensor, "B T C"], cache: tuple[Tensor, Tensor]
     ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Tensor]]:
         outputs = []
         for part in x.split(self.PART, dim=1):
-            y, state = self.mix(part, state)
+            y, cache = self.mix(part, cache)
             outputs.append(y)
-        return torch.cat(outputs, dim=1), state
+        return torch.cat(outputs, dim=1), cache
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         channels = self.d_model // self.n_heads
         return 4 * self.n_heads * channels * (channels + 1)

@@ -1,4 +1,4 @@
-"""What decoding carries from position to position: growing pools, and operations on the rows of any mixer's state."""
+"""What decoding carries from position to position: growing caches, and operations on the rows of any mixer's cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Positions of a new pool whose final length is not known.
+# Positions of a new cache whose final length is not known.
 FIRST_CAPACITY = 16
 
 
-class PoolState:
+class GrowingCache:
     """A growing memory of vectors per position, as the quadratic relation's k or attention's k and v.
 
     A full buffer doubles, so that an appended position costs amortised O(1) copies. Rows of a batch may have
@@ -78,65 +78,65 @@ class PoolState:
         """Bytes of the positions held."""
         return 0 if self.buffer is None else self.buffer[:, :, : self.length].nbytes
 
-    def select(self, rows: Int[Tensor, " N"]) -> "PoolState":
+    def select(self, rows: Int[Tensor, " N"]) -> "GrowingCache":
         """The given rows, with as much room as there is here."""
         assert self.buffer is not None
-        pool = PoolState(self.dtype, self.capacity)
-        pool.buffer = self.buffer.new_empty(len(rows), *self.buffer.shape[1:])
-        pool.buffer[:, :, : self.length] = self.buffer[rows, :, : self.length]
-        pool.length = self.length
-        pool.lengths = None if self.lengths is None else self.lengths[rows]
-        return pool
+        cache = GrowingCache(self.dtype, self.capacity)
+        cache.buffer = self.buffer.new_empty(len(rows), *self.buffer.shape[1:])
+        cache.buffer[:, :, : self.length] = self.buffer[rows, :, : self.length]
+        cache.length = self.length
+        cache.lengths = None if self.lengths is None else self.lengths[rows]
+        return cache
 
 
-def select_rows(state: Any, rows: Int[Tensor, " N"]) -> Any:
-    """The state of the given batch rows, in that order, each as often as it is named."""
-    if isinstance(state, Tensor):
-        return state[rows]
-    if isinstance(state, PoolState):
-        return state.select(rows)
-    return rebuild(state, [select_rows(part, rows) for part in state])
+def select_rows(cache: Any, rows: Int[Tensor, " N"]) -> Any:
+    """The cache of the given batch rows, in that order, each as often as it is named."""
+    if isinstance(cache, Tensor):
+        return cache[rows]
+    if isinstance(cache, GrowingCache):
+        return cache.select(rows)
+    return rebuild(cache, [select_rows(part, rows) for part in cache])
 
 
-def join_rows(states: Sequence[Any]) -> Any:
-    """One state with the batch rows of all, in order; pools of different lengths become one with a length per row."""
-    first = states[0]
-    if len(states) == 1:
+def join_rows(caches: Sequence[Any]) -> Any:
+    """One cache with the batch rows of all, in order; caches of different lengths become one with a length per row."""
+    first = caches[0]
+    if len(caches) == 1:
         return first
     if isinstance(first, Tensor):
-        return torch.cat(list(states))
-    if isinstance(first, PoolState):
-        return join_pools(states)
-    return rebuild(first, [join_rows(parts) for parts in zip(*states, strict=True)])
+        return torch.cat(list(caches))
+    if isinstance(first, GrowingCache):
+        return join_caches(caches)
+    return rebuild(first, [join_rows(parts) for parts in zip(*caches, strict=True)])
 
 
-def join_pools(pools: Sequence[PoolState]) -> PoolState:
-    buffers = [pool.buffer for pool in pools if pool.buffer is not None]
-    assert len(buffers) == len(pools)
+def join_caches(caches: Sequence[GrowingCache]) -> GrowingCache:
+    buffers = [cache.buffer for cache in caches if cache.buffer is not None]
+    assert len(buffers) == len(caches)
     first = buffers[0]
-    joined = PoolState(pools[0].dtype, pools[0].capacity)
-    joined.length = max(pool.length for pool in pools)
-    lengths = torch.cat([p.row_lengths(len(b), b.device) for p, b in zip(pools, buffers, strict=True)])
+    joined = GrowingCache(caches[0].dtype, caches[0].capacity)
+    joined.length = max(cache.length for cache in caches)
+    lengths = torch.cat([p.row_lengths(len(b), b.device) for p, b in zip(caches, buffers, strict=True)])
     joined.lengths = None if bool((lengths == joined.length).all()) else lengths
     _, heads, _, channels = first.shape
     capacity = max(joined.length, joined.capacity)
     joined.buffer = first.new_empty(len(lengths), heads, capacity, channels)
     row = 0
-    for pool, buffer in zip(pools, buffers, strict=True):
+    for cache, buffer in zip(caches, buffers, strict=True):
         rows = slice(row, row + len(buffer))
-        joined.buffer[rows, :, : pool.length] = buffer[:, :, : pool.length]
-        joined.buffer[rows, :, pool.length : joined.length] = 0
+        joined.buffer[rows, :, : cache.length] = buffer[:, :, : cache.length]
+        joined.buffer[rows, :, cache.length : joined.length] = 0
         row = rows.stop
     return joined
 
 
-def state_bytes(state: Any) -> int:
-    """Bytes that a state holds."""
-    if isinstance(state, Tensor | PoolState):
-        return state.nbytes
-    return sum(state_bytes(part) for part in state)
+def held_bytes(cache: Any) -> int:
+    """Bytes that a cache holds."""
+    if isinstance(cache, Tensor | GrowingCache):
+        return cache.nbytes
+    return sum(held_bytes(part) for part in cache)
 
 
-def rebuild(state: Any, parts: list[Any]) -> Any:
-    """A list, tuple or named tuple like `state`, of other parts."""
-    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+def rebuild(cache: Any, parts: list[Any]) -> Any:
+    """A list, tuple or named tuple like `cache`, of other parts."""
+    return type(cache)(*parts) if hasattr(cache, "_fields") else type(cache)(parts)

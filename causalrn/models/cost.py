@@ -10,7 +10,7 @@ from causalrn.models.language_model import LanguageModel
 from causalrn.models.mixer import Mixer
 from causalrn.models.pair_terms import UNBOUNDED
 from causalrn.models.relation import LinearRelation, PositionalRelation, QuadraticRelation
-from causalrn.models.short_convolution import InputStage, ShortConvolution
+from causalrn.models.short_convolution import ShortConvolution
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def forward_cost(network: LanguageModel, length: int) -> Cost:
     cost = Cost(linear_flops(network.head, length), 0)
     for block in network.layers:
         cost += mixer_cost(block.mixer, length)
+        # A shift multiplies nothing.
+        if isinstance(block.short_convolution, ShortConvolution):
+            cost += Cost(2 * length * block.short_convolution.convolution.weight.numel(), 0)
         if block.mlp is not None:
             cost += Cost(linear_flops(block.mlp, length), 0)
     return cost
@@ -71,13 +74,6 @@ def count_pairs(length: int, causal: bool, window: int = UNBOUNDED) -> int:
 def mixer_cost(mixer: Mixer, length: int) -> Cost:
     """Forward cost of a mixer on one sequence; `mixer_cost.register` takes those of further mixers."""
     raise TypeError(f"the cost of {type(mixer).__name__} is not known; want one with mixer_cost.register")
-
-
-@mixer_cost.register
-def _(mixer: InputStage, length: int) -> Cost:
-    # A shift multiplies nothing.
-    taps = mixer.kernel_size * mixer.d_model if isinstance(mixer, ShortConvolution) else 0
-    return mixer_cost(mixer.mixer, length) + Cost(2 * length * taps, 0)
 
 
 @mixer_cost.register

@@ -51,7 +51,7 @@ def stream(
     repetition_penalty: float = 1.0,
     samples: int = 1,
     stop_tokens: Sequence[int] = (),
-    pool_dtype: torch.dtype | None = None,
+    cache_dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Int[Tensor, " N"]]:
     """Yields the tokens that follow each prompt, one position at a time, as they come.
@@ -64,7 +64,7 @@ def stream(
         temperature, top_k, top_p, repetition_penalty: see `Sampling`.
         samples: continuations of each prompt, whose rows follow one another; the prompt is read once for all.
         stop_tokens: tokens that end a row. It repeats the token until every row has ended.
-        pool_dtype: of the stored k (and v) of past positions; that of the weights if None.
+        cache_dtype: of the stored k (and v) of past positions; that of the weights if None.
         generator: source of randomness, on the network's device.
 
     Raises:
@@ -79,11 +79,11 @@ def stream(
     count = count_new_tokens(network, longest, max_new_tokens)
     # The last token is not read by the model any more.
     capacity = longest + count - 1
-    check_memory(network, len(rows) * samples, capacity, pool_dtype)
+    check_memory(network, len(rows) * samples, capacity, cache_dtype)
 
     @torch.inference_mode()
     def run() -> Iterator[Int[Tensor, " N"]]:
-        logits, state = prefill(network, rows, pool_dtype=pool_dtype, capacity=capacity)
+        logits, state = prefill(network, rows, cache_dtype=cache_dtype, capacity=capacity)
         seen = None
         if sampling.repetition_penalty != 1:
             seen = torch.stack([torch.bincount(row, minlength=network.vocab_size) > 0 for row in rows])
@@ -155,11 +155,11 @@ def count_new_tokens(network: LanguageModel, prompt_length: int, max_new_tokens:
     return max_new_tokens
 
 
-def check_memory(network: LanguageModel, rows: int, positions: int, pool_dtype: torch.dtype | None) -> None:
+def check_memory(network: LanguageModel, rows: int, positions: int, cache_dtype: torch.dtype | None) -> None:
     """Raises a ValueError that says how large a decoding state would be that does not fit into the memory."""
     weight = network.token_embedding.weight
-    dtype = weight.dtype if pool_dtype is None else pool_dtype
-    needed, left = rows * network.state_size(positions, dtype), available_bytes(weight.device)
+    dtype = weight.dtype if cache_dtype is None else cache_dtype
+    needed, left = rows * network.cache_bytes(positions, dtype), available_bytes(weight.device)
     # A row needs its logits too: with a state of constant size they are what many samples amount to.
     logits = rows * network.vocab_size * torch.float32.itemsize
     if left is not None and needed + logits > left:
@@ -167,7 +167,7 @@ def check_memory(network: LanguageModel, rows: int, positions: int, pool_dtype: 
         raise ValueError(
             f"the decoding state of {rows} x {positions:,} positions takes {format_bytes(needed)} in {name}, their "
             f"logits {format_bytes(logits)}; "
-            f"{format_bytes(left)} of memory are free: want fewer tokens, fewer samples or a smaller pool dtype"
+            f"{format_bytes(left)} of memory are free: want fewer tokens, fewer samples or a smaller cache dtype"
         )
 
 
@@ -175,7 +175,7 @@ def prefill(
     network: LanguageModel,
     rows: Sequence[Int[Tensor, " _"]],
     *,
-    pool_dtype: torch.dtype | None = None,
+    cache_dtype: torch.dtype | None = None,
     capacity: int = 0,
 ) -> tuple[Float[Tensor, "B V"], DecodingState]:
     """Logits of the token after each prompt, and the state after it: one parallel pass per length of prompt.
@@ -188,7 +188,7 @@ def prefill(
     logits, layers = [], []
     for indices in by_length.values():
         tokens = torch.stack([rows[index] for index in indices])
-        state = network.init_state(len(indices), pool_dtype=pool_dtype, capacity=capacity)
+        state = network.init_cache(len(indices), cache_dtype=cache_dtype, capacity=capacity)
         x = None
         for part in tokens.split(PREFILL_POSITIONS, dim=1):
             x, state = network.advance(part, state)

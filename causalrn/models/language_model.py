@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from causalrn.models.attention import MLP
+from causalrn.models.block import Block
 from causalrn.models.mixer import Mixer, normal_linear_
+from causalrn.models.mlp import FeedForward
 from causalrn.models.positions import LearnedPositions, Positions
+from causalrn.models.short_convolution import ShortFilter
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import position_offset
 from causalrn.system import check_range
@@ -20,30 +22,11 @@ class DecodingState(NamedTuple):
 
     Attributes:
         position: number of positions seen: one number, or int64 (B,) where the rows differ.
-        layers: each layer's mixer state.
+        layers: each block's state.
     """
 
     position: int | Int[Tensor, " B"]
     layers: list[Any]
-
-
-class Block(nn.Module):
-    """One layer: x + mixer(x), then, where the model has an MLP, x + mlp(x)."""
-
-    def __init__(self, mixer: Mixer, mlp: MLP | None) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.mlp = mlp
-
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.feed_forward(x + self.mixer(x))
-
-    def extend(self, x: Float[Tensor, "B T C"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        y, state = self.mixer.extend(x, state)
-        return self.feed_forward(x + y), state
-
-    def feed_forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return x if self.mlp is None else x + self.mlp(x)
 
 
 class LanguageModel(nn.Module):
@@ -53,35 +36,43 @@ class LanguageModel(nn.Module):
     attention mixer with an MLP.
 
     Args:
-        mixer: prototype of the mixer; each layer gets its own copy with its own initial values.
+        mixer: prototype of the mixer, of which each layer gets its own copy with its own initial values. A list is a
+            pattern: layer i gets the entry i modulo its length.
         vocab_size: number of token ids V.
         n_layers: number of blocks.
         max_length: the longest sequence the model takes, as many learned positions it has; None for no end.
         mlp: prototype of the position-wise branch, or None.
-        norm: plain normalisation before the head.
+        norm: plain normalisation before the head, "layer" or "rms"; mixers, MLPs and short convolutions have their own.
         eps: added to the standard deviation of that normalisation.
         positions: how embeddings say where they stand; None for the paper's learned positions.
+        short_convolution: prototype of what blends each position with the few before it in front of the mixer, or None.
 
     Raises:
-        ValueError: an MLP of another width, more positions wanted than there are, or no tokens, layers or positions.
+        ValueError: mixers, an MLP or a short convolution of different widths, a pattern longer than the network, more positions wanted than there are, or no tokens, layers or positions.
     """
 
     def __init__(
         self,
-        mixer: Mixer,
+        mixer: Mixer | list[Mixer],
         vocab_size: int,
         n_layers: int,
         max_length: int | None = None,
-        mlp: MLP | None = None,
+        mlp: FeedForward | None = None,
         norm: Literal["layer", "rms"] = "layer",
         eps: float = 1e-5,
         positions: Positions | None = None,
+        short_convolution: ShortFilter | None = None,
     ) -> None:
         super().__init__()
         check_range(self, "[1, inf)", vocab_size=vocab_size, n_layers=n_layers, max_length=max_length)
         check_range(self, "[0, inf)", eps=eps)
-        if mlp is not None and mlp.d_model != mixer.d_model:
-            raise ValueError(f"mlp and mixer must share d_model: got {mlp.d_model} and {mixer.d_model}")
+        pattern = mixer if isinstance(mixer, list) else [mixer]
+        check_pattern(pattern, n_layers)
+        self.d_model = pattern[0].d_model
+        for name, part in (("mlp", mlp), ("short_convolution", short_convolution)):
+            width = None if part is None else part.d_model
+            if width not in (None, self.d_model):
+                raise ValueError(f"{name} and mixer must share d_model: got {width} and {self.d_model}")
         if positions is None and max_length is None:
             raise ValueError("learned positions end somewhere: want a max_length, or other positions")
         last = None if positions is None else positions.max_length
@@ -92,14 +83,18 @@ class LanguageModel(nn.Module):
         self.max_length = last if max_length is None else max_length
         self.norm: Literal["layer", "rms"] = norm
         self.eps = eps
-        self.token_embedding = nn.Embedding(vocab_size, mixer.d_model)
+        self.pattern_length = len(pattern) if isinstance(mixer, list) else None
+        self.token_embedding = nn.Embedding(vocab_size, self.d_model)
         self.has_default_positions = positions is None
         if positions is None:
             assert max_length is not None
-            positions = LearnedPositions(max_length, mixer.d_model)
+            positions = LearnedPositions(max_length, self.d_model)
         self.position_embedding = positions
-        self.blocks = nn.ModuleList(Block(deepcopy(mixer), deepcopy(mlp)) for _ in range(n_layers))
-        self.head = nn.Linear(mixer.d_model, vocab_size, bias=False)
+        self.blocks = nn.ModuleList(
+            Block(deepcopy(short_convolution), deepcopy(pattern[layer % len(pattern)]), deepcopy(mlp))
+            for layer in range(n_layers)
+        )
+        self.head = nn.Linear(self.d_model, vocab_size, bias=False)
         self.reset_parameters()
 
     @property
@@ -108,13 +103,27 @@ class LanguageModel(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     @property
-    def mixer(self) -> Mixer:
-        """The first layer's mixer: with `mlp`, what `describe` needs to rebuild the model."""
-        return self.layers[0].mixer
+    def layer_names(self) -> str:
+        """The mixer's class, or those of the pattern, and what stands before it: LinearRelation behind TokenShift."""
+        pattern = self.layers[: self.pattern_length or 1]
+        names = " + ".join(type(block.mixer).__name__ for block in pattern)
+        convolution = self.short_convolution
+        return names if convolution is None else f"{names} behind {type(convolution).__name__}"
 
     @property
-    def mlp(self) -> MLP | None:
+    def mixer(self) -> Mixer | list[Mixer]:
+        """The first layer's mixer, or those of the first pattern: the constructor's argument, by which `describe` rebuilds."""
+        if self.pattern_length is None:
+            return self.layers[0].mixer
+        return [block.mixer for block in self.layers[: self.pattern_length]]
+
+    @property
+    def mlp(self) -> FeedForward | None:
         return self.layers[0].mlp
+
+    @property
+    def short_convolution(self) -> ShortFilter | None:
+        return self.layers[0].short_convolution
 
     @property
     def positions(self) -> Positions | None:
@@ -127,28 +136,36 @@ class LanguageModel(nn.Module):
         self.position_embedding.reset_parameters()
         n_branches = self.n_layers * (1 if self.mlp is None else 2)
         for block in self.layers:
-            for branch in (block.mixer, block.mlp):
-                if branch is not None:
-                    branch.reset_parameters(n_branches)
+            block.reset_parameters(n_branches)
         normal_linear_(self.head, 0.02)
 
     def embed(self, tokens: Int[Tensor, "B T"], start: int | Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
-        """Embeds T tokens that stand from position `start` (of every row, or one for each) on.
+        """Embeds T tokens that stand from position `start` (of every row, or one for each) on; see `add_positions`."""
+        return self.add_positions(self.token_embedding(tokens), start)
+
+    def add_positions(
+        self, x: Float[Tensor, "B T C"], start: int | Int[Tensor, " B"]
+    ) -> Float[Tensor, "B T C"]:
+        """Embedded tokens with what tells their positions apart.
 
         Raises:
             ValueError: a position at or above max_length.
         """
-        end = tokens.shape[1] + int(start if isinstance(start, int) else start.max())
+        end = x.shape[1] + int(start if isinstance(start, int) else start.max())
         if self.max_length is not None and end > self.max_length:
             raise ValueError(
                 f"sequence of {end} positions is longer than the model takes: max_length={self.max_length}"
             )
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        steps = torch.arange(x.shape[1], device=x.device)
         positions = steps + (start if isinstance(start, int) else start[:, None])
-        return self.position_embedding(self.token_embedding(tokens), positions)
+        return self.position_embedding(x, positions)
+
+    def last_norm(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """The stream after the last block as the head reads it."""
+        return normalise(x, self.norm, self.eps)
 
     def unembed(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
-        return self.head(normalise(x, self.norm, self.eps))
+        return self.head(self.last_norm(x))
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of the next token at every position.
@@ -161,13 +178,12 @@ class LanguageModel(nn.Module):
             x = block(x)
         return self.unembed(x)
 
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
     ) -> DecodingState:
-        """The decoding state before the first token; arguments as `Mixer.init_state`."""
+        """The decoding state before the first token; arguments as `Mixer.init_cache`."""
         layers = [
-            block.mixer.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity)
-            for block in self.layers
+            block.init_cache(batch_size, cache_dtype=cache_dtype, capacity=capacity) for block in self.layers
         ]
         return DecodingState(0, layers)
 
@@ -193,6 +209,17 @@ class LanguageModel(nn.Module):
         x, state = self.advance(tokens, state)
         return self.unembed(x), state
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         """Bytes of decoding state of one sequence of `length` positions, with float32 weights."""
-        return sum(block.mixer.state_size(length, pool_dtype) for block in self.layers)
+        return sum(block.cache_bytes(length, cache_dtype) for block in self.layers)
+
+
+def check_pattern(pattern: list[Mixer], n_layers: int) -> None:
+    """Raises a ValueError unless mixers may take turns in a network of so many layers."""
+    if not 1 <= len(pattern) <= n_layers:
+        raise ValueError(
+            f"the pattern of mixers must have 1 to n_layers={n_layers} entries: got {len(pattern)}"
+        )
+    for name in ("d_model", "causal"):
+        if len(values := {getattr(mixer, name) for mixer in pattern}) > 1:
+            raise ValueError(f"the mixers of a network must share {name}: got {sorted(values)}")

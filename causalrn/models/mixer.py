@@ -39,12 +39,14 @@ class Mixer(nn.Module, ABC):
         """Mixes a whole sequence."""
 
     @abstractmethod
-    def init_state(self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0) -> Any:
-        """The decoding state before the first position: tensors whose first axis is the batch, and pools.
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> Any:
+        """The cache before the first position: tensors whose first axis is the batch, and growing caches.
 
         Args:
             batch_size: number of rows.
-            pool_dtype: of what grows with the length (the relation's k, attention's k and v); as computed if None.
+            cache_dtype: of what grows with the length (the relation's k, attention's k and v); as computed if None.
             capacity: positions to make room for at once, where the final length is known.
 
         Raises:
@@ -52,24 +54,24 @@ class Mixer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def extend(self, x: Float[Tensor, "B T C"], state: Any) -> tuple[Float[Tensor, "B T C"], Any]:
-        """Mixes the next T positions after those in `state`: equals `forward` on the whole sequence.
+    def extend(self, x: Float[Tensor, "B T C"], cache: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+        """Mixes the next T positions after those in `cache`: equals `forward` on the whole sequence.
 
-        The passed state must not be used again: its memory may be reused for the returned one.
+        The passed cache must not be used again: its memory may be reused for the returned one.
         """
 
-    def step(self, x: Float[Tensor, "B C"], state: Any) -> tuple[Float[Tensor, "B C"], Any]:
+    def step(self, x: Float[Tensor, "B C"], cache: Any) -> tuple[Float[Tensor, "B C"], Any]:
         """Mixes the one next position."""
-        y, state = self.extend(x[:, None], state)
-        return y[:, 0], state
+        y, cache = self.extend(x[:, None], cache)
+        return y[:, 0], cache
 
     @abstractmethod
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of state that one sequence of `length` positions needs, with float32 weights."""
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of cache that one sequence of `length` positions needs, with float32 weights."""
 
     def check_causal(self) -> None:
         if not self.causal:
-            raise ValueError(f"{type(self).__name__}(causal=False) has no decoding state; want causal=True")
+            raise ValueError(f"{type(self).__name__}(causal=False) has no cache; want causal=True")
 
 
 def check_heads(d_hidden: int, n_heads: int) -> None:

@@ -53,9 +53,10 @@ class LearnedGain(Gain):
 
 
 class LogLengthGain(Gain):
-    """1 + slope (ln(i + 2) - ln(reference)), at least `LEAST`: one pair has to outweigh i others, whose number the gain keeps up with.
+    """1 + slope (ln(i + 2) - ln(reference)), at least `LEAST`.
 
-    exp(gain z) of the best pair then grows as a power of i. At the reference the gain is 1.
+    The best pair competes with i others, so the gain grows with log i: exp(gain z) of that pair then grows as a power of i.
+    At the reference the gain is 1.
 
     Args:
         slope: growth per e-fold of the position.
@@ -143,6 +144,13 @@ class PairBias(nn.Module):
         self.register_buffer(
             "window", None if sizes is None else torch.tensor(sizes, dtype=torch.int32), persistent=False
         )
+
+    def fill_buffers(self) -> None:
+        """Writes the settings into the buffers again, where these were made without values."""
+        fresh = PairBias(self.slopes, self.windows)
+        for name in ("slope", "window"):
+            if (values := getattr(fresh, name)) is not None:
+                getattr(self, name).copy_(values)
 
     def log_weights(
         self, queries: Int[Tensor, "B Tq"], keys: Int[Tensor, " Tk"], causal: bool

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from causalrn.models.cache import PoolState
+from causalrn.models.cache import GrowingCache
 from causalrn.models.mixer import Mixer, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.ops import (
@@ -133,13 +133,16 @@ class QuadraticRelation(Relation):
         return out
 
     def relate_step(
-        self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
+        self, q: Float[Tensor, "B H D"], keys: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B H D"]:
         terms = self.pair_terms(lengths - 1)
-        return self.finish(*relation_quadratic_step(q, pool, lengths, terms, self.pair_rule), terms.gain)
+        return self.finish(*relation_quadratic_step(q, keys, lengths, terms, self.pair_rule), terms.gain)
 
     def finish(
-        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+        self,
+        mean: Float[Tensor, "*shape H D"],
+        shift: Float[Tensor, "*shape H D"] | None,
+        gain: Float[Tensor, "*rows H"] | None,
     ) -> Float[Tensor, "*shape H D"]:
         """The value of mean * exp(shift) up to a factor per position, which `post_norm` erases; 1 in the usual range."""
         bound = math.log(LARGEST_NORMALISED)
@@ -163,31 +166,36 @@ class QuadraticRelation(Relation):
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.combine(self.relate(*self.project(x)))
 
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
-    ) -> PoolState:
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
+    ) -> GrowingCache:
         self.check_causal()
         if self.activation == "official_elu":
             raise ValueError("activation official_elu depends on the length still to come; decode with elu")
-        return PoolState(pool_dtype, capacity)
+        return GrowingCache(cache_dtype, capacity)
 
-    def extend(self, x: Float[Tensor, "B T C"], state: PoolState) -> tuple[Float[Tensor, "B T C"], PoolState]:
+    def extend(
+        self, x: Float[Tensor, "B T C"], cache: GrowingCache
+    ) -> tuple[Float[Tensor, "B T C"], GrowingCache]:
         q, k = self.project(x)
-        pool = state.append(k)
+        keys = cache.append(k)
         if x.shape[1] > 1:
-            return self.combine(self.relate(q, pool.to(q.dtype))), state
-        out = self.relate_step(q[:, 0], pool, state.row_lengths(len(x), x.device))
-        return self.combine(out[:, None]), state
+            return self.combine(self.relate(q, keys.to(q.dtype))), cache
+        out = self.relate_step(q[:, 0], keys, cache.row_lengths(len(x), x.device))
+        return self.combine(out[:, None]), cache
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
-        return pool_dtype.itemsize * length * self.d_hidden
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
+        return cache_dtype.itemsize * length * self.d_hidden
 
 
 class QuadraticRelationWithoutPostNorm(QuadraticRelation):
     """The ablation without the normalisation after the sum (official `PostNorm: "no"`)."""
 
     def finish(
-        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+        self,
+        mean: Float[Tensor, "*shape H D"],
+        shift: Float[Tensor, "*shape H D"] | None,
+        gain: Float[Tensor, "*rows H"] | None,
     ) -> Float[Tensor, "*shape H D"]:
         return mean if shift is None else (mean * shift.exp()).to(mean.dtype)
 
@@ -245,16 +253,19 @@ class PositionalRelation(QuadraticRelation):
 class LogMeanExpRelation(PositionalRelation):
     """The positional relation with a logarithm of its order: log(mean_j exp(gain_ih z_ijh)) / gain_ih in place of the mean.
 
-    A smooth maximum over the pairs. A pair that outweighs all others gives its z, whatever the gain, so that what the
-    next layer reads does not change its shape as the gain grows with the length, and all channels of z are seen in it:
-    of exp(gain z) little more than the greatest is left.
+    A smooth maximum over the pairs. If one pair dominates, the output is that pair's z and does not depend on the gain. The
+    next layer therefore sees the same values at every length, and all channels of z: exp(gain z) would leave little more
+    than the greatest one.
 
     Args:
         gain: above 0.
     """
 
     def finish(
-        self, mean: Float[Tensor, "*shape H D"], shift: Tensor | None, gain: Tensor | None
+        self,
+        mean: Float[Tensor, "*shape H D"],
+        shift: Float[Tensor, "*shape H D"] | None,
+        gain: Float[Tensor, "*rows H"] | None,
     ) -> Float[Tensor, "*shape H D"]:
         out = mean.to(torch.promote_types(mean.dtype, torch.float32)).log()
         if shift is not None:
@@ -263,23 +274,23 @@ class LogMeanExpRelation(PositionalRelation):
 
 
 class LinearRelation(Relation):
-    """Linear CausalRN: q and k are normalised apart, so that the sum factorises; the state has constant size.
+    """Linear CausalRN: q and k are normalised apart, so that the sum factorises; the cache has constant size.
 
     Equals the official `BlockRLinear` without its residual sum.
     """
 
     def mix(
-        self, x: Float[Tensor, "B T C"], state: LinearState | None
+        self, x: Float[Tensor, "B T C"], cache: LinearState | None
     ) -> tuple[Float[Tensor, "B T C"], LinearState]:
         q, k = self.project(x)
-        y, end = relation_linear(q, k, state, eps=self.eps, causal=self.causal, norm=self.norm)
+        y, end = relation_linear(q, k, cache, eps=self.eps, causal=self.causal, norm=self.norm)
         return self.out_proj(rearrange(y, "b t h d -> b t (h d)")), end
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.mix(x, None)[0]
 
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
+    def init_cache(
+        self, batch_size: int, *, cache_dtype: torch.dtype | None = None, capacity: int = 0
     ) -> LinearState:
         self.check_causal()
         device = self.q_proj.weight.device
@@ -287,11 +298,11 @@ class LinearRelation(Relation):
         return LinearState(torch.zeros(shape, device=device), torch.zeros(batch_size, device=device))
 
     def extend(
-        self, x: Float[Tensor, "B T C"], state: LinearState
+        self, x: Float[Tensor, "B T C"], cache: LinearState
     ) -> tuple[Float[Tensor, "B T C"], LinearState]:
-        return self.mix(x, state)
+        return self.mix(x, cache)
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         return 4 * (self.d_hidden + 1)
 
 

@@ -34,9 +34,9 @@ class QuadraticRelationScaledHeads(QuadraticRelation):
         return scale_heads(super().relate(q, k), counts)
 
     def relate_step(
-        self, q: Float[Tensor, "B H D"], pool: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
+        self, q: Float[Tensor, "B H D"], keys: Float[Tensor, "B S H D"], lengths: Int[Tensor, " B"]
     ) -> Float[Tensor, "B H D"]:
-        return scale_heads(super().relate_step(q, pool, lengths), lengths)
+        return scale_heads(super().relate_step(q, keys, lengths), lengths)
 
 
 def scale_heads(mean: Float[Tensor, "*shape H D"], counts: Int[Tensor, " N"]) -> Float[Tensor, "*shape H D"]:

@@ -1,7 +1,7 @@
-"""What stands before a mixer: each position blended with the few before it, by a short convolution or a shift."""
+"""The first part of a block: each position blended with the few before it, by a short convolution or a shift."""
 
-from abc import abstractmethod
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,36 +9,30 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.mixer import Mixer
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import active_split
 from causalrn.system import check_range
 
 
-class InputStage(Mixer):
-    """A mixer whose input is norm(x) blended over the last `kernel_size` positions; the mixer normalises that again.
+class ShortFilter(nn.Module, ABC):
+    """norm(x) blended over the last `kernel_size` positions: what the mixer of a block reads, and normalises again.
 
-    The blend tells a position what came before it, in order, without saying where it stands. Its decoding state is
-    the last kernel_size - 1 positions. A bidirectional mixer gets a centred blend.
+    The blend tells a position what came before it, in order, without saying where it stands. Decoding keeps the last
+    kernel_size - 1 positions. A bidirectional mixer gets a centred blend.
 
     Args:
-        mixer: what reads the blended stream.
         kernel_size: positions that are blended, each with itself.
         norm: plain normalisation of x.
         eps: added to its standard deviation.
     """
 
-    def __init__(
-        self,
-        mixer: Mixer,
-        kernel_size: int,
-        norm: Literal["layer", "rms"] = "layer",
-        eps: float = 1e-5,
-    ) -> None:
-        super().__init__(mixer.d_model, mixer.causal)
+    # Channels that the filter is made for; None where it takes any number.
+    d_model: int | None = None
+
+    def __init__(self, kernel_size: int, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5) -> None:
+        super().__init__()
         check_range(self, "[1, inf)", kernel_size=kernel_size)
         check_range(self, "[0, inf)", eps=eps)
-        self.mixer = mixer
         self.kernel_size = kernel_size
         self.norm: Literal["layer", "rms"] = norm
         self.eps = eps
@@ -47,10 +41,10 @@ class InputStage(Mixer):
     def blend(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B T C"]:
         """Each position but the first kernel_size - 1, blended with the ones before it."""
 
-    def reset_parameters(self, n_branches: int) -> None:
-        self.mixer.reset_parameters(n_branches)
+    def reset_parameters(self) -> None:
+        """Draws the initial values, where there are any."""
 
-    def prepare(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], causal: bool = True) -> Float[Tensor, "B T C"]:
         """What the mixer reads of a whole sequence.
 
         Raises:
@@ -60,66 +54,47 @@ class InputStage(Mixer):
             raise ValueError(
                 f"{type(self).__name__} reads across the borders of a split sequence; want sequence_parallel off"
             )
-        after = 0 if self.causal else (self.kernel_size - 1) // 2
+        after = 0 if causal else (self.kernel_size - 1) // 2
         padding = (0, 0, self.kernel_size - 1 - after, after)
         return self.blend(F.pad(normalise(x, self.norm, self.eps), padding))
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.mixer(self.prepare(x))
-
-    def init_state(
-        self, batch_size: int, *, pool_dtype: torch.dtype | None = None, capacity: int = 0
-    ) -> tuple[Tensor, Any]:
-        self.check_causal()
-        inner = self.mixer.init_state(batch_size, pool_dtype=pool_dtype, capacity=capacity)
-        device = next(self.mixer.parameters()).device
-        return torch.zeros(batch_size, self.kernel_size - 1, self.d_model, device=device), inner
-
     def extend(
-        self, x: Float[Tensor, "B T C"], state: tuple[Tensor, Any]
-    ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Any]]:
+        self, x: Float[Tensor, "B T C"], before: Float[Tensor, "B S C"]
+    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B S C"]]:
+        """What the mixer reads at the next T positions, and the last positions to blend the following ones with."""
         h = normalise(x, self.norm, self.eps)
-        h = torch.cat([state[0].to(h.dtype), h], dim=1)
-        y, inner = self.mixer.extend(self.blend(h), state[1])
-        return y, (h[:, h.shape[1] - self.kernel_size + 1 :].to(state[0].dtype), inner)
-
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
-        return 4 * (self.kernel_size - 1) * self.d_model + self.mixer.state_size(length, pool_dtype)
+        h = torch.cat([before.to(h.dtype), h], dim=1)
+        return self.blend(h), h[:, h.shape[1] - self.kernel_size + 1 :].to(before.dtype)
 
 
-def mixer_name(mixer: Mixer) -> str:
-    """Its class, within the classes of the input stages before it: `ShortConvolution(LogMeanExpRelation)`."""
-    name = type(mixer).__name__
-    return f"{name}({mixer_name(mixer.mixer)})" if isinstance(mixer, InputStage) else name
+class ShortConvolution(ShortFilter):
+    """A learned filter of `kernel_size` taps per channel (a depthwise convolution), with a bias.
 
-
-class ShortConvolution(InputStage):
-    """A learned filter of `kernel_size` taps per channel (a depthwise convolution), with a bias."""
+    Args:
+        d_model: width C of the residual stream.
+    """
 
     def __init__(
-        self,
-        mixer: Mixer,
-        kernel_size: int = 8,
-        norm: Literal["layer", "rms"] = "layer",
-        eps: float = 1e-5,
+        self, d_model: int, kernel_size: int = 8, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5
     ) -> None:
-        super().__init__(mixer, kernel_size, norm, eps)
-        self.convolution = nn.Conv1d(mixer.d_model, mixer.d_model, kernel_size, groups=mixer.d_model)
+        super().__init__(kernel_size, norm, eps)
+        check_range(self, "[1, inf)", d_model=d_model)
+        self.d_model = d_model
+        self.convolution = nn.Conv1d(d_model, d_model, kernel_size, groups=d_model)
 
-    def reset_parameters(self, n_branches: int) -> None:
+    def reset_parameters(self) -> None:
         self.convolution.reset_parameters()
-        super().reset_parameters(n_branches)
 
     def blend(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B T C"]:
         return rearrange(self.convolution(rearrange(x, "b t c -> b c t")), "b c t -> b t c")
 
 
-class TokenShift(InputStage):
+class TokenShift(ShortFilter):
     """The first half of the channels comes from the position before (arXiv 2305.13048): no parameters."""
 
-    def __init__(self, mixer: Mixer, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5) -> None:
-        super().__init__(mixer, 2, norm, eps)
+    def __init__(self, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5) -> None:
+        super().__init__(2, norm, eps)
 
     def blend(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B T C"]:
-        half = self.d_model // 2
+        half = x.shape[-1] // 2
         return torch.cat([x[:, :-1, :half], x[:, 1:, half:]], dim=-1)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from causalrn.models import upgrade
 from causalrn.training.history import starts_of
 from causalrn.training.loggers import read_metrics
 
@@ -53,22 +55,22 @@ class Run:
 
     @property
     def mixer(self) -> str:
-        """Class of the mixer."""
-        return self.mixers[-1] if self.mixers else ""
+        """Class of the mixer; where mixers alternate, those of the pattern."""
+        return self.class_of("mixer")
 
     @property
-    def mixers(self) -> list[str]:
-        """Classes of the input stages before the mixer, from the outermost one on, and of the mixer."""
-        names, key = [], f"{NETWORK}.mixer"
-        while class_path := self.config.get(f"{key}.class_path"):
-            names.append(str(class_path).rpartition(".")[2])
-            key += ".init_args.mixer"
-        return names
+    def short_convolution(self) -> str:
+        """Class of what stands before the mixer; empty where nothing does."""
+        return self.class_of("short_convolution")
+
+    def class_of(self, part: str) -> str:
+        keys = [key for key in self.config if re.fullmatch(rf"{NETWORK}\.{part}(\.\d+)?\.class_path", key)]
+        return " + ".join(str(self.config[key]).rpartition(".")[2] for key in keys)
 
     @property
     def model(self) -> str:
-        stages = "".join(f" behind {name}" for name in reversed(self.mixers[:-1]))
-        return MODELS.get(self.mixer, self.mixer or "model") + stages
+        behind = f" behind {self.short_convolution}" if self.short_convolution else ""
+        return MODELS.get(self.mixer, self.mixer or "model") + behind
 
     @property
     def length(self) -> int | None:
@@ -132,7 +134,7 @@ def natural(path: Path) -> list[tuple[int, str]]:
 def read_run(path: Path, name: str) -> Run:
     """A run as far as its folder is whole; what is not is said in its notes."""
     run = Run(path, name)
-    run.config = flatten(read(run, "config.yaml", yaml.safe_load))
+    run.config = flatten(upgrade(read(run, "config.yaml", yaml.safe_load)))
     run.environment = read(run, "environment.json", json.loads)
     results = read(run, "results.json", json.loads)
     try:

@@ -220,7 +220,7 @@ def ablation_maps(runs: Sequence[Run]) -> list[Grid]:
     runs = [
         run
         for run in runs
-        if run.length is not None and len(run.mixers) == 1 and run.mixer.startswith("QuadraticRelation")
+        if run.length is not None and not run.short_convolution and run.mixer.startswith("QuadraticRelation")
     ]
     where = f"{NETWORK}.mixer.init_args"
     settings = {

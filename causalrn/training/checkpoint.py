@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from causalrn.models import LanguageModel, build, describe
+from causalrn.models import LanguageModel, build, describe, upgrade
 from causalrn.system import replacing
 from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
 from causalrn.training.former import former_tokenizer, upgraded
@@ -138,7 +138,7 @@ def check_same_network(path: str | Path, network: LanguageModel) -> None:
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """The description of a checkpoint's network, without reading the shards of a folder."""
-    return read_head(Path(path))["network"]
+    return upgrade(read_head(Path(path))["network"])
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -174,8 +174,12 @@ def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a description by their dotted names."""
     flat = {f"{prefix}class": description["class_path"].rpartition(".")[2]}
     for name, value in description["init_args"].items():
+        entries = dict(enumerate(value)) if isinstance(value, list) else {}
         if isinstance(value, dict) and "class_path" in value:
             flat |= flatten(value, f"{prefix}{name}.")
+        elif any(isinstance(entry, dict) for entry in entries.values()):
+            for number, entry in entries.items():
+                flat |= flatten(entry, f"{prefix}{name}.{number}.")
         else:
             flat[prefix + name] = value
     return flat

@@ -15,8 +15,13 @@ from datamodules.tasks.strings import EOS
 
 
 def make_network() -> LanguageModel:
-    mixer = ShortConvolution(LinearRelation(8, 12), 3)
-    return LanguageModel(mixer, vocab_size=7, n_layers=1, positions=NoPositions()).eval()
+    return LanguageModel(
+        LinearRelation(8, 12),
+        vocab_size=7,
+        n_layers=1,
+        positions=NoPositions(),
+        short_convolution=ShortConvolution(8, 3),
+    ).eval()
 
 
 class Copier(LanguageModel):

@@ -30,7 +30,7 @@ def test_parameters_are_those_of_the_model() -> None:
     assert SMALL.parameters == sum(parameter.numel() for parameter in network.parameters())
     for form, mixer in (("linear", LinearRelation), ("quadratic", QuadraticRelation)):
         network = make_network(mixer)
-        assert memory_model.pool_bytes(SMALL, form) == network.state_size(50, torch.bfloat16)
+        assert memory_model.pool_bytes(SMALL, form) == network.cache_bytes(50, torch.bfloat16)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

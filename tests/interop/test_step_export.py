@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from causalrn import export
 from causalrn.interop.step_export import LinearStep, export_program
-from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation, TokenShift
 from causalrn.models.decoding import generate
 from causalrn.training.checkpoint import save_network
 from causalrn.training.errors import run_command
@@ -137,6 +138,17 @@ def test_refusals(
     quadratic = tmp_path / "quadratic.ckpt"
     save_network(LanguageModel(QuadraticRelation(8, 12), 31, n_layers=1, max_length=9), quadratic)
     assert "got QuadraticRelation(causal=True)" in error(quadratic, tmp_path / "step.pt2")
+    others: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("LinearRelation + QuadraticRelation", {"mixer": [LinearRelation(8, 8), QuadraticRelation(8, 8)]}),
+        (
+            "LinearRelation behind TokenShift",
+            {"mixer": LinearRelation(8, 8), "short_convolution": TokenShift()},
+        ),
+    )
+    for name, settings in others:
+        other = tmp_path / "other.ckpt"
+        save_network(LanguageModel(vocab_size=31, n_layers=2, max_length=9, **settings), other)
+        assert f"got {name}(causal=True)" in error(other, tmp_path / "step.pt2")
     assert "must end in .onnx or .pt2: got step.bin" in error(checkpoint, tmp_path / "step.bin")
     (tmp_path / "step.pt2").write_text("precious")
     assert "exists" in error(checkpoint, tmp_path / "step.pt2")

@@ -14,7 +14,7 @@ from causalrn.models import (
     SoftmaxAttention,
     decoding,
 )
-from causalrn.models.cache import PoolState, join_rows, select_rows, state_bytes
+from causalrn.models.cache import GrowingCache, held_bytes, join_rows, select_rows
 from causalrn.models.decoding import Sampling, generate, prefill, sample, stream
 
 MIXERS = {
@@ -56,7 +56,7 @@ def rerun(model: LanguageModel, prompt: torch.Tensor, count: int) -> torch.Tenso
 
 
 def test_greedy_equals_rerunning_the_context(model: LanguageModel, poisoned_empty: None) -> None:
-    # Lengths that repeat, in no order, and a pool that must grow.
+    # Lengths that repeat, in no order, and a cache that must grow.
     prompts = prompts_of(7, 3, 1, 7, 20, 3)
     tokens = generate(model, prompts, 20, temperature=0)
     for prompt, row in zip(prompts, tokens, strict=True):
@@ -95,37 +95,37 @@ def test_samples_share_the_prompt(model: LanguageModel) -> None:
 def test_reported_state_is_what_is_held(model: LanguageModel) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with torch.inference_mode():
-            _, state = prefill(model, prompts_of(9, 9), pool_dtype=dtype, capacity=30)
-        assert state_bytes(state.layers) == 2 * model.state_size(9, dtype)
+            _, state = prefill(model, prompts_of(9, 9), cache_dtype=dtype, capacity=30)
+        assert held_bytes(state.layers) == 2 * model.cache_bytes(9, dtype)
 
 
-def test_pool_in_bfloat16_decodes_close_to_float32(quadratic: LanguageModel) -> None:
+def test_cache_in_bfloat16_decodes_close_to_float32(quadratic: LanguageModel) -> None:
     prompts = prompts_of(9, 4)
     with torch.inference_mode():
         exact, _ = prefill(quadratic, prompts)
-        rounded, state = prefill(quadratic, prompts, pool_dtype=torch.bfloat16)
+        rounded, state = prefill(quadratic, prompts, cache_dtype=torch.bfloat16)
         assert state.layers[0].buffer.dtype is torch.bfloat16
         assert rounded.dtype is torch.float32
     assert_close(rounded, exact, atol=0.05, rtol=0.05)
     assert not torch.equal(rounded, exact)
 
 
-def test_pool_with_room_is_never_copied() -> None:
-    pool = PoolState(capacity=50)
-    addresses = {pool.append(torch.randn(2, 5, 1, 4)).data_ptr() for _ in range(10)}
+def test_cache_with_room_is_never_copied() -> None:
+    cache = GrowingCache(capacity=50)
+    addresses = {cache.append(torch.randn(2, 5, 1, 4)).data_ptr() for _ in range(10)}
     assert len(addresses) == 1
-    assert pool.nbytes == 2 * 50 * 4 * 4
-    pool.append(torch.randn(2, 1, 1, 4))
-    assert pool.buffer is not None
-    assert pool.buffer.shape[2] == 100
+    assert cache.nbytes == 2 * 50 * 4 * 4
+    cache.append(torch.randn(2, 1, 1, 4))
+    assert cache.buffer is not None
+    assert cache.buffer.shape[2] == 100
 
 
 def test_rows_join_and_split() -> None:
-    pools = [PoolState(), PoolState()]
+    caches = [GrowingCache(), GrowingCache()]
     contents = [torch.randn(2, 3, 1, 4), torch.randn(1, 5, 1, 4)]
-    for pool, content in zip(pools, contents, strict=True):
-        pool.append(content)
-    joined, tensor = join_rows([(pools[0], torch.ones(2)), (pools[1], torch.zeros(1))])
+    for cache, content in zip(caches, contents, strict=True):
+        cache.append(content)
+    joined, tensor = join_rows([(caches[0], torch.ones(2)), (caches[1], torch.zeros(1))])
     assert tensor.tolist() == [1, 1, 0]
     assert joined.lengths.tolist() == [3, 3, 5]
     new = torch.randn(3, 1, 1, 4)
@@ -241,13 +241,13 @@ def test_mistakes_are_named_before_the_first_token(
         stream(quadratic, prompt, **{"max_new_tokens": 1, **options})
 
 
-def test_a_pool_larger_than_memory_is_refused_with_its_size(
+def test_a_cache_larger_than_memory_is_refused_with_its_size(
     quadratic: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = torch.zeros(1, 4, dtype=torch.int64)
     # 11 logits a row.
-    needed = 1000 * (quadratic.state_size(16) + 4 * 11)
+    needed = 1000 * (quadratic.cache_bytes(16) + 4 * 11)
     monkeypatch.setattr(decoding, "available_bytes", lambda device: needed - 1)
     with pytest.raises(ValueError, match=r"1000 x 16 .* 1.5 MB in float32, their logits 44.0 kB; 1.6 MB"):
         stream(quadratic, prompt, 13, samples=1000)
-    generate(quadratic, prompt, 13, samples=1000, pool_dtype=torch.bfloat16)
+    generate(quadratic, prompt, 13, samples=1000, cache_dtype=torch.bfloat16)

@@ -14,7 +14,6 @@ from causalrn.models import (
     LearnedGain,
     LearnedLogLengthGain,
     LearnedPositions,
-    LinearAttention,
     LinearRelation,
     LogLengthGain,
     LogMeanExpRelation,
@@ -22,13 +21,10 @@ from causalrn.models import (
     NoPositions,
     PairBias,
     PositionalRelation,
-    QuadraticRelation,
     RandomPositions,
     Rotary,
-    ShortConvolution,
     SinusoidalPositions,
     SoftmaxAttention,
-    TokenShift,
     build,
     describe,
 )
@@ -60,11 +56,6 @@ BIASES = {
     "hard alibi": lambda: HardAlibi(2, 1),
 }
 MIXERS = {
-    "convolution, quadratic": lambda causal: ShortConvolution(QuadraticRelation(8, 12, causal=causal), 3),
-    "convolution, linear": lambda causal: ShortConvolution(LinearRelation(8, 12, causal=causal), 3),
-    "convolution, linear attention": lambda causal: ShortConvolution(LinearAttention(8, causal=causal), 1),
-    "shift, softmax": lambda causal: TokenShift(SoftmaxAttention(8, 2, causal=causal)),
-    "shift, convolution": lambda causal: TokenShift(ShortConvolution(LinearRelation(8, 8, causal=causal))),
     "rotary": lambda causal: SoftmaxAttention(8, 2, causal=causal, rotary=Rotary()),
     "log of the mean": lambda causal: LogMeanExpRelation(
         8, 12, 2, causal=causal, gain=LogLengthGain(), bias=PairBias(slopes=[0.0, 0.2])
@@ -83,7 +74,7 @@ MIXERS = {
 }  # fmt: skip
 
 
-def make_model(mixer="convolution, quadratic", scheme="none") -> LanguageModel:
+def make_model(mixer="relation, log gain", scheme="none") -> LanguageModel:
     positions = SCHEMES[scheme]()
     prototype = MIXERS[mixer](True)
     model = LanguageModel(
@@ -103,7 +94,7 @@ def mixer_name(request: pytest.FixtureRequest) -> str:
 def test_decoding_equals_forward(mixer_name: str, parts: list[int]) -> None:
     model = make_model(mixer_name)
     tokens = torch.randint(11, (3, 12))
-    state, outputs = model.init_state(3), []
+    state, outputs = model.init_cache(3), []
     with torch.no_grad():
         for part in tokens.split(parts, dim=1):
             logits, state = model.extend(part, state)
@@ -134,7 +125,7 @@ def test_bidirectional(mixer_name: str) -> None:
     (gradient,) = torch.autograd.grad(mixer(x)[0, 2].square().sum(), x)
     assert gradient[0].any(-1).all()
     with pytest.raises(ValueError, match="causal=False"):
-        mixer.init_state(1)
+        mixer.init_cache(1)
 
 
 def test_description_rebuilds(mixer_name: str, tmp_path) -> None:
@@ -158,7 +149,7 @@ def test_every_parameter_learns(mixer_name: str) -> None:
 def test_schemes_decode_and_rebuild(scheme: str) -> None:
     model = make_model(scheme=scheme)
     tokens = torch.randint(11, (2, 9))
-    state = model.init_state(2)
+    state = model.init_cache(2)
     first, state = model.extend(tokens[:, :6], state)
     second, _ = model.extend(tokens[:, 6:], state)
     whole = model(tokens)
@@ -292,7 +283,6 @@ def test_attention_bias_is_alibi() -> None:
         (lambda: PositionalRelation(8, 12, 0), "n_heads"),
         (lambda: PairBias([0.1], [1, 2]), "got 1 and 2"),
         (lambda: HardAlibi(2, 3), r"n_windowed must be in \[0, 2\]: got 3"),
-        (lambda: ShortConvolution(LinearRelation(8, 8), 0), "kernel_size must be at least 1: got 0"),
     ],
 )
 def test_wrong_settings_are_named(make, message: str) -> None:

@@ -45,7 +45,7 @@ def test_logits_move_by_no_more_than_the_rounding(
         expected = network(tokens)
         stored = store_weights(copy.deepcopy(network), dtype)
         assert_close(stored(tokens), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
-        state, rows = stored.init_state(2), []
+        state, rows = stored.init_cache(2), []
         for token in tokens.split(1, dim=1):
             logits, state = stored.extend(token, state)
             rows.append(logits)

@@ -32,8 +32,10 @@ MIXERS = {
 }
 
 
-def make_network(mixer: Mixer) -> LanguageModel:
-    return LanguageModel(mixer, vocab_size=29, n_layers=3, max_length=20).eval()
+def make_network(mixer: Mixer, convolution: ShortConvolution | None = None) -> LanguageModel:
+    return LanguageModel(
+        mixer, vocab_size=29, n_layers=3, max_length=20, short_convolution=convolution
+    ).eval()
 
 
 def test_contributions_add_up_to_what_the_layer_computes() -> None:
@@ -49,11 +51,9 @@ def test_contributions_add_up_to_what_the_layer_computes() -> None:
 
 
 def test_pairs_behind_a_convolution_are_those_of_its_mixer() -> None:
-    network = make_network(ShortConvolution(LinearRelation(8, 12), 3))
+    network = make_network(LinearRelation(8, 12), ShortConvolution(8, 3))
     tokens = torch.randint(29, (10,))
-    stage = network.layers[0].mixer
-    assert isinstance(stage, ShortConvolution)
-    relation = stage.mixer
+    relation = network.layers[0].mixer
     assert isinstance(relation, LinearRelation)
     seen = []
     relation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

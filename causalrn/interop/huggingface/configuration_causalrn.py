@@ -9,10 +9,7 @@ class CausalRNConfig(PretrainedConfig):
     """A network as causalrn describes it, plus the names under which other tools look for its sizes.
 
     Args:
-        network: {"class_path": ..., "init_args": {...}}, nested for the mixer and the MLP, as in a causalrn checkpoint.
-
-    Raises:
-        ValueError: the network tells positions apart in a way that the modelling code does not know.
+        network: {"class_path": ..., "init_args": {...}}, nested for its parts, as in a causalrn checkpoint.
     """
 
     model_type = "causalrn"
@@ -21,20 +18,12 @@ class CausalRNConfig(PretrainedConfig):
         kwargs["tie_word_embeddings"] = False
         if network is not None:
             settings = network["init_args"]
-            mixer = settings["mixer"]["init_args"]
-            while "mixer" in mixer:
-                mixer = mixer["mixer"]["init_args"]
+            # Where mixers alternate, the first one speaks for all.
+            mixer = settings["mixer"][0] if isinstance(settings["mixer"], list) else settings["mixer"]
             kwargs["vocab_size"] = settings["vocab_size"]
-            kwargs["hidden_size"] = mixer["d_model"]
+            kwargs["hidden_size"] = mixer["init_args"]["d_model"]
             kwargs["num_hidden_layers"] = settings["n_layers"]
-            kwargs["num_attention_heads"] = mixer["n_heads"]
+            kwargs["num_attention_heads"] = mixer["init_args"]["n_heads"]
             kwargs["max_position_embeddings"] = settings["max_length"]
-            # Checkpoints of before there were other positions do not name them.
-            terms = {"positions": settings.get("positions")}
-            terms |= {name: mixer.get(name) for name in ("rotary", "gain", "bias")}
-            for name, term in terms.items():
-                if term is not None:
-                    kind = term["class_path"].rpartition(".")[2]
-                    raise ValueError(f"no Hugging Face form of {name} {kind!r}; want learned positions alone")
         self.network = network
         super().__init__(**kwargs)

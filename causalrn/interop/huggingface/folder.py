@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from causalrn.evaluation.codec import make_codec
+from causalrn.interop.huggingface.sources import networks_source
 from causalrn.interop.huggingface.tokenizer import make_tokenizer
 from causalrn.models import LanguageModel, build, describe
 from causalrn.system import optional_module
-from causalrn.training.checkpoint import network_from, read_checkpoint, save_network
+from causalrn.training.checkpoint import PREFIX, network_from, read_checkpoint, save_network
 
+HERE = Path(__file__).parent
+# The modelling code: two files as they stand here, and one that is made from the package's sources.
+CONFIGURATION, MODELING, NETWORKS = (
+    f"{name}_causalrn.py" for name in ("configuration", "modeling", "networks")
+)
 # The description of the tokenizer, from which the checkpoint's is restored as it was.
 TOKENIZER_FILE = "causalrn_tokenizer.json"
 CARD = """---
@@ -20,7 +26,8 @@ pipeline_tag: text-generation
 # {title}
 
 A Causal Relation Network ([arXiv 2406.16168](https://arxiv.org/abs/2406.16168)) of {parameters:,} parameters, exported
-from a causalrn checkpoint. The folder holds its own modelling code in plain PyTorch.
+from a causalrn checkpoint. The folder holds its own modelling code in plain PyTorch; where causalrn is installed, its
+compiled kernels serve.
 
 ```python
 from transformers import AutoModelForCausalLM{tokenizer_import}
@@ -42,7 +49,7 @@ def write_folder(checkpoint_path: Path, output: Path) -> LanguageModel:
     """Writes config, weights, tokenizer and modelling code of a checkpoint into a new folder.
 
     Raises:
-        ValueError: transformers is missing, or the network has parts that the modelling code does not know.
+        ValueError: transformers is missing, or the network has parts that are not of causalrn.
         FileExistsError: the folder holds something.
     """
     optional_module("transformers", "huggingface", "the Hugging Face export")
@@ -55,17 +62,24 @@ def write_folder(checkpoint_path: Path, output: Path) -> LanguageModel:
     network = network_from(checkpoint, checkpoint_path)
     codec_description = checkpoint["tokenizer"]
     stop_tokens = make_codec(codec_description).stop_tokens
-    config = CausalRNConfig(describe(network))
+    description = describe(network)
+    check_classes(description)
+    config = CausalRNConfig(description)
     config.eos_token_id = config.pad_token_id = stop_tokens[0] if stop_tokens else None
-    CausalRNConfig.register_for_auto_class()
-    CausalRNForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    config.auto_map = {
+        "AutoConfig": f"{Path(CONFIGURATION).stem}.{CausalRNConfig.__name__}",
+        "AutoModelForCausalLM": f"{Path(MODELING).stem}.{CausalRNForCausalLM.__name__}",
+    }
     model = CausalRNForCausalLM(config)
-    model.load_state_dict(network.state_dict())
+    model.network.load_state_dict(network.state_dict())
 
     # Complete or absent: an interrupted export leaves no folder that looks whole.
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
+    for name in (CONFIGURATION, MODELING):
+        shutil.copyfile(HERE / name, partial / name)
+    (partial / NETWORKS).write_text(networks_source())
     tokenizer = make_tokenizer(codec_description)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
@@ -75,6 +89,17 @@ def write_folder(checkpoint_path: Path, output: Path) -> LanguageModel:
         output.rmdir()
     partial.replace(output)
     return network
+
+
+def check_classes(description: Any) -> None:
+    """Raises a ValueError for a class of a description whose source no folder gets."""
+    if isinstance(description, dict):
+        class_path = description.get("class_path", "causalrn.models.")
+        if not class_path.startswith("causalrn.models."):
+            raise ValueError(f"no Hugging Face form of {class_path!r}; want classes of causalrn.models alone")
+    if isinstance(description, dict | list):
+        for value in description.values() if isinstance(description, dict) else description:
+            check_classes(value)
 
 
 def check_empty(output: Path) -> None:
@@ -115,7 +140,10 @@ def read_folder(folder: Path, output: Path) -> LanguageModel:
     weights: dict[str, Any] = {}
     for file in files:
         try:
-            weights |= safetensors.load_file(file)
+            # Folders of former versions name the network's weights as the network does.
+            weights |= {
+                name.removeprefix(PREFIX): value for name, value in safetensors.load_file(file).items()
+            }
         except Exception as error:
             raise ValueError(f"{file} is truncated or no safetensors file: {error}") from error
     try:

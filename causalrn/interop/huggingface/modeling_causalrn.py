@@ -1,9 +1,11 @@
 """CausalRN language models for transformers; copied into every exported folder, where it stands alone.
 
-See "An All-MLP Sequence Modeling Architecture That Excels at Copying", arXiv 2406.16168. Letters: B batch, T new
-positions, S all positions so far, V vocabulary.
+It holds no mathematics: the networks are those of causalrn where that is installed, with its compiled kernels, and else those
+of `networks_causalrn.py`, which is made from the same sources. See "An All-MLP Sequence Modeling Architecture That Excels at
+Copying", arXiv 2406.16168. Letters: B batch, T new positions, S all positions so far, C residual width, V vocabulary.
 """
 
+import json
 from typing import Any
 
 import torch
@@ -12,53 +14,60 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_causalrn import CausalRNConfig
-from .mixers_causalrn import MIXERS, MLP, Block, normalise
+
+try:
+    from causalrn.models import build
+    from causalrn.models.cache import join_rows, select_rows
+except ImportError:
+    from .networks_causalrn import build, join_rows, select_rows  # pyright: ignore[reportMissingImports]
 
 
 class CausalRNCache:
-    """Each layer's mixer state, and the number of positions it stands for."""
+    """What decoding carries of each row.
+
+    Attributes:
+        blocks: the cache of each block; rows have as many positions as they have real tokens.
+        positions: real tokens of each row, (B,).
+        length: positions with the padding, which is how transformers counts.
+    """
 
     is_compileable = False
 
-    def __init__(self, n_layers: int) -> None:
-        self.layers: list[tuple[Tensor, ...] | None] = [None] * n_layers
-        self.length = 0
+    def __init__(self, blocks: list[Any], positions: Tensor, length: int) -> None:
+        self.blocks = blocks
+        self.positions = positions
+        self.length = length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keeps the rows that beam search goes on with."""
-        self.layers = [state and tuple(part[beam_idx] for part in state) for state in self.layers]
+        self.blocks = select_rows(self.blocks, beam_idx)
+        self.positions = self.positions[beam_idx]
 
 
 class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
-    """Token and learned position embeddings, blocks, and a linear head on the normalised stream."""
+    """A network of causalrn behind the interface of transformers."""
 
     config_class = CausalRNConfig
     main_input_name = "input_ids"
     _no_split_modules = ["Block"]  # noqa: RUF012
-    # No earlier state can be restored: it is added up (linear forms) or grows in place.
+    # No earlier cache can be restored: it is added up (linear forms) or grows in place.
     _is_stateful = True
 
     def __init__(self, config: CausalRNConfig) -> None:
         super().__init__(config)
-        assert config.network is not None
-        settings = config.network["init_args"]
-        mixer, mlp = settings["mixer"], settings["mlp"]
-        mixer_name = mixer["class_path"].rpartition(".")[2]
-        if mixer_name not in MIXERS:
-            raise ValueError(f"no Hugging Face form of mixer {mixer_name!r}; want one of {', '.join(MIXERS)}")
-        self.norm, self.eps = settings["norm"], settings["eps"]
-        d_model = mixer["init_args"]["d_model"]
-        self.token_embedding = nn.Embedding(settings["vocab_size"], d_model)
-        self.position_embedding = nn.Embedding(settings["max_length"], d_model)
-        self.blocks = nn.ModuleList(
-            Block(MIXERS[mixer_name](mixer["init_args"]), None if mlp is None else MLP(mlp["init_args"]))
-            for _ in range(settings["n_layers"])
-        )
-        self.head = nn.Linear(d_model, settings["vocab_size"], bias=False)
+        # The classes are those beside `build`, wherever that stands.
+        home = build.__module__.removesuffix(".description")
+        text = json.dumps(config.network).replace('"causalrn.models.', f'"{home}.')
+        self.network = build(json.loads(text))
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Of what no file holds: buffers that follow from the settings, and weights that a file lacks.
+        if hasattr(module, "fill_buffers"):
+            module.fill_buffers()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -66,22 +75,21 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
         return False
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.token_embedding
+        return self.network.token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.token_embedding = value
+        self.network.token_embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.head
+        return self.network.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.head = new_embeddings
+        self.network.head = new_embeddings
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
         past_key_values: CausalRNCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -92,16 +100,15 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits of the next token, (B, T, V).
+        """Logits of the next token, (B, T, V); what they are at padding means nothing.
 
         Args:
             input_ids: the T new tokens, (B, T).
             attention_mask: 0 at padding, (B, S) with the positions in the cache; pad on the left to generate.
-            position_ids: of the new tokens; counted without the padding by default.
-            past_key_values: state after the tokens before these.
+            past_key_values: what the tokens before these left.
             inputs_embeds: vectors in place of the tokens' embeddings, (B, T, C); positions are added to them.
             labels: tokens to predict (shifted here), -100 where there is none.
-            use_cache: return the state after these tokens.
+            use_cache: return what the next tokens need; by default, where the network can and is not in training.
             output_attentions: refused, as there are no attention weights.
             output_hidden_states: return n_layers + 1 tensors (B, T, C): the embeddings and the stream after each block,
                 the last one normalised as the head reads it.
@@ -110,50 +117,116 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: for the loss, as num_items_in_batch.
 
         Raises:
-            ValueError: neither or both of tokens and vectors, a position at or above max_position_embeddings, or
-                attention weights are asked for.
+            ValueError: neither or both of tokens and vectors, positions of the caller's own, more positions than the network
+                has, attention weights, or a cache of a network that has none.
         """
         if self.setting("output_attentions", output_attentions):
             raise ValueError("a CausalRN has no attention weights; want output_attentions=False")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("want either input_ids or inputs_embeds: got both or neither")
-        x = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        past = 0 if past_key_values is None else past_key_values.length
-        if position_ids is None:
-            position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
-            if attention_mask is not None:
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:]
-        if int(position_ids.max()) >= self.config.max_position_embeddings:
-            raise ValueError(
-                f"position {int(position_ids.max())} is beyond the model's learned positions: "
-                f"max_position_embeddings={self.config.max_position_embeddings}"
-            )
-        if attention_mask is not None and bool(attention_mask.all()):
-            attention_mask = None
-        cache = CausalRNCache(len(self.blocks)) if past_key_values is None else past_key_values
-        x = x + self.position_embedding(position_ids)
-        streams = []
-        for index, block in enumerate(self.blocks):
-            streams.append(x)
-            x, cache.layers[index] = block(x, cache.layers[index], attention_mask)
-        cache.length = past + x.shape[1]
+        if kwargs.pop("position_ids", None) is not None:
+            raise ValueError("positions are counted from attention_mask; want no position_ids")
+        vectors = self.network.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        streams, cache = self.run(vectors, attention_mask, past_key_values, self.keeps_cache(use_cache))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.head(normalise(x[:, kept], self.norm, self.eps))
+        logits = self.network.unembed(streams[-1][:, kept])
         hidden_states = None
         if self.setting("output_hidden_states", output_hidden_states):
-            hidden_states = (*streams, normalise(x, self.norm, self.eps))
+            hidden_states = (*streams[:-1], self.network.last_norm(streams[-1]))
         loss = None
         if labels is not None:
             # That of transformers, whose Trainer divides by the tokens of all accumulated batches.
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        kept_state: Any = cache if use_cache or use_cache is None else None
+        kept_cache: Any = cache
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=kept_state, hidden_states=hidden_states
+            loss=loss, logits=logits, past_key_values=kept_cache, hidden_states=hidden_states
         )
         return output if self.setting("return_dict", return_dict) else output.to_tuple()
+
+    def run(
+        self, vectors: Tensor, mask: Tensor | None, past: CausalRNCache | None, keep: bool
+    ) -> tuple[list[Tensor], CausalRNCache | None]:
+        """The stream before each block and after the last one, each (B, T, C), and the cache where it is to be kept."""
+        batch, length = vectors.shape[:2]
+        real = torch.ones(batch, length, dtype=torch.bool, device=vectors.device)
+        if mask is not None:
+            real = mask[:, -length:].bool()
+        if past is not None:
+            if not bool(real.all()):
+                raise ValueError("padding behind cached positions; want it before the first token of a row")
+            return self.go_on(vectors, past)
+        if not keep and self.network.layers[0].mixer.causal and is_on_the_right(real):
+            # No real token sees what stands to the right of it.
+            return self.run_blocks(vectors, 0, None)[0], None
+        counts = real.sum(1)
+        rows: list[Tensor] = []
+        found: list[tuple[list[Tensor], Any]] = []
+        # Rows of one length at a time, without their padding: each is computed as it would be alone.
+        for count in counts.unique().tolist():
+            members = (counts == count).nonzero()[:, 0]
+            # A row of padding alone reads one position, so that it has a cache like every other.
+            places = real[members].int().argsort(dim=1, stable=True)[:, length - max(count, 1) :]
+            inner = vectors[members[:, None], places]
+            new = [block.init_cache(len(members)) for block in self.network.layers] if keep else None
+            streams, caches = self.run_blocks(inner, 0, new)
+            if len(members) == batch and inner.shape[1] == length:
+                return streams, CausalRNCache(caches, counts, length) if keep else None
+            whole = [stream.new_zeros(len(members), length, stream.shape[2]) for stream in streams]
+            lines = torch.arange(len(members), device=places.device)[:, None]
+            found.append(
+                ([part.index_put((lines, places), x) for part, x in zip(whole, streams, strict=True)], caches)
+            )
+            rows.append(members)
+        order = torch.cat(rows).argsort()
+        streams = [torch.cat(parts)[order] for parts in zip(*(streams for streams, _ in found), strict=True)]
+        if not keep:
+            return streams, None
+        caches = select_rows(join_rows([caches for _, caches in found]), order)
+        return streams, CausalRNCache(caches, counts.clamp(min=1), length)
+
+    def go_on(self, vectors: Tensor, past: CausalRNCache) -> tuple[list[Tensor], CausalRNCache]:
+        """The next positions of every row after those in the cache, which takes them in."""
+        same = bool((past.positions == past.positions[0]).all())
+        steps = [vectors] if same else vectors.split(1, dim=1)
+        found = []
+        for step in steps:
+            start = int(past.positions[0]) if same else past.positions
+            streams, past.blocks = self.run_blocks(step, start, past.blocks)
+            past.positions = past.positions + step.shape[1]
+            past.length += step.shape[1]
+            found.append(streams)
+        return [torch.cat(parts, dim=1) for parts in zip(*found, strict=True)], past
+
+    def run_blocks(self, vectors: Tensor, start: int | Tensor, caches: Any) -> tuple[list[Tensor], list[Any]]:
+        """The stream before each block and after the last one, and the blocks' caches after these positions."""
+        streams = [self.network.add_positions(vectors, start)]
+        after = []
+        for index, block in enumerate(self.network.layers):
+            if caches is None:
+                streams.append(block(streams[-1]))
+            else:
+                x, cache = block.extend(streams[-1], caches[index])
+                streams.append(x)
+                after.append(cache)
+        return streams, after
+
+    def keeps_cache(self, wanted: bool | None) -> bool:
+        if wanted is not None:
+            return wanted
+        try:
+            self.network.init_cache(1)
+        except ValueError:
+            # Bidirectional, or made for whole sequences.
+            return False
+        return not self.training
 
     def setting(self, name: str, given: bool | None) -> bool:
         """The given value, or the config's."""
         return getattr(self.config, name) if given is None else given
+
+
+def is_on_the_right(real: Tensor) -> bool:
+    """Whether all padding of a mask stands behind the tokens of its row."""
+    return bool((real[:, 1:] <= real[:, :-1]).all())

@@ -33,9 +33,12 @@ class SequenceParallelStrategy(DDPStrategy):
 
     def setup(self, trainer: L.Trainer) -> None:
         network = getattr(trainer.lightning_module, "network", None)
-        if isinstance(network, LanguageModel) and not isinstance(network.mixer, LinearRelation):
+        if isinstance(network, LanguageModel) and not all(
+            isinstance(block.mixer, LinearRelation) and block.short_convolution is None
+            for block in network.layers
+        ):
             raise ValueError(
-                f"{type(self).__name__} splits LinearRelation layers only: got {type(network.mixer).__name__}"
+                f"{type(self).__name__} splits LinearRelation layers only: got {network.layer_names}"
             )
         super().setup(trainer)
         # A group of its own: its exchanges must not queue between the gradients' all-reduces.

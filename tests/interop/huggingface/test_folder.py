@@ -16,17 +16,29 @@ import torch
 from torch.testing import assert_close
 
 from causalrn import export
+from causalrn.interop.huggingface.folder import write_folder
 from causalrn.models import (
     MLP,
+    Alibi,
+    GatedMLP,
+    HardAlibi,
     LanguageModel,
+    LearnedLogLengthGain,
     LinearAttention,
     LinearRelation,
+    LogMeanExpRelation,
     Mixer,
     NoPositions,
+    PairBias,
+    PositionalRelation,
     QuadraticRelation,
+    QuadraticRelationScaledHeads,
     QuadraticRelationWithoutPostNorm,
     Rotary,
+    ShortConvolution,
+    SinusoidalPositions,
     SoftmaxAttention,
+    TokenShift,
     describe,
 )
 from causalrn.models.decoding import generate
@@ -37,26 +49,52 @@ from datamodules.tokenizers import BpeTokenizer, CharTokenizer
 transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
 pytestmark = pytest.mark.slow
 
-MIXERS: dict[str, Callable[[bool], Mixer]] = {
-    "quadratic": lambda causal: QuadraticRelation(8, 12, n_heads=2, causal=causal),
-    "approx gelu": lambda causal: QuadraticRelation(
-        8, 12, causal=causal, pre_norm="approx", activation="gelu"
+
+def with_mixer(
+    mixer: Mixer | list[Mixer], vocab_size: int = 256, max_length: int | None = 40, **settings: Any
+):
+    """A network whose logits are far enough apart that rounding decides no token."""
+    network = LanguageModel(mixer, vocab_size, n_layers=2, max_length=max_length, **settings)
+    torch.nn.init.normal_(network.head.weight)
+    return network.eval()
+
+
+def recipe(causal: bool) -> LanguageModel:
+    """configs/copy/extrapolate.yaml in small."""
+    gain, bias = LearnedLogLengthGain(2, reference=6.0), HardAlibi(2, 1)
+    mixer = LogMeanExpRelation(8, 12, n_heads=2, causal=causal, gain=gain, bias=bias)
+    endless = {"max_length": None, "positions": NoPositions()}
+    return with_mixer(mixer, short_convolution=ShortConvolution(8, 3), **endless)
+
+
+NETWORKS: dict[str, Callable[[bool], LanguageModel]] = {
+    "quadratic": lambda c: with_mixer(QuadraticRelation(8, 12, n_heads=2, causal=c)),
+    "approx gelu": lambda c: with_mixer(
+        QuadraticRelation(8, 12, causal=c, pre_norm="approx", activation="gelu")
     ),
-    "none relu": lambda causal: QuadraticRelation(8, 12, causal=causal, pre_norm="none", activation="relu"),
-    "no post-norm": lambda causal: QuadraticRelationWithoutPostNorm(8, 12, causal=causal, norm="rms"),
-    "linear": lambda causal: LinearRelation(8, 12, n_heads=3, causal=causal),
-    "softmax": lambda causal: SoftmaxAttention(8, n_heads=2, causal=causal),
-    "linear attention": lambda causal: LinearAttention(8, n_heads=2, causal=causal),
+    "none relu": lambda c: with_mixer(QuadraticRelation(8, 12, causal=c, pre_norm="none", activation="relu")),
+    "no post-norm": lambda c: with_mixer(QuadraticRelationWithoutPostNorm(8, 12, causal=c, norm="rms")),
+    "scaled heads": lambda c: with_mixer(QuadraticRelationScaledHeads(8, 12, n_heads=2, causal=c, eps=1e-2)),
+    "linear": lambda c: with_mixer(LinearRelation(8, 12, n_heads=3, causal=c)),
+    "softmax": lambda c: with_mixer(SoftmaxAttention(8, n_heads=2, causal=c), mlp=MLP(8, 16)),
+    "linear attention": lambda c: with_mixer(LinearAttention(8, n_heads=2, causal=c)),
+    "recipe": recipe,
+    "rotary, gated": lambda c: with_mixer(
+        SoftmaxAttention(8, 2, causal=c, norm="rms", rotary=Rotary(), bias=PairBias([0.0, 0.3])),
+        mlp=GatedMLP(8, 16),
+        norm="rms",
+        positions=SinusoidalPositions(),
+    ),
+    "alternating": lambda c: with_mixer(
+        [LinearRelation(8, 12, causal=c), PositionalRelation(8, 10, 2, causal=c, bias=Alibi(2))],
+        short_convolution=TokenShift(),
+    ),
 }
 BYTES = {"kind": "bytes"}
 
 
-def make_network(mixer: Mixer, vocab_size: int = 256, max_length: int = 40) -> LanguageModel:
-    mlp = MLP(8, 16) if isinstance(mixer, SoftmaxAttention) else None
-    network = LanguageModel(mixer, vocab_size, n_layers=2, max_length=max_length, mlp=mlp)
-    # Logits far enough apart that rounding decides no token.
-    torch.nn.init.normal_(network.head.weight)
-    return network.eval()
+def make_network(mixer: Mixer, vocab_size: int = 256) -> LanguageModel:
+    return with_mixer(mixer, vocab_size)
 
 
 def make_model(network: LanguageModel) -> Any:
@@ -64,25 +102,18 @@ def make_model(network: LanguageModel) -> Any:
     from causalrn.interop.huggingface.modeling_causalrn import CausalRNForCausalLM
 
     model = CausalRNForCausalLM(CausalRNConfig(describe(network)))
-    model.load_state_dict(network.state_dict())
+    model.network.load_state_dict(network.state_dict())
     return model.eval()
 
 
-@pytest.fixture(params=MIXERS)
-def make_mixer(request: pytest.FixtureRequest) -> Callable[[bool], Mixer]:
-    return MIXERS[request.param]
+@pytest.fixture(params=NETWORKS)
+def make(request: pytest.FixtureRequest) -> Callable[[bool], LanguageModel]:
+    return NETWORKS[request.param]
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_logits_and_gradients_are_the_networks(
-    make_mixer, causal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from causalrn.interop.huggingface import mixers_causalrn
-
-    # Several tiles and several parts.
-    monkeypatch.setattr(mixers_causalrn, "TILE_ELEMENTS", 800)
-    monkeypatch.setattr(mixers_causalrn, "PART", 4)
-    network = make_network(make_mixer(causal))
+def test_logits_and_gradients_are_the_networks(make, causal: bool) -> None:
+    network = make(causal)
     model = make_model(network)
     tokens = torch.randint(256, (2, 11))
     logits, expected = model(tokens).logits, network(tokens)
@@ -91,22 +122,22 @@ def test_logits_and_gradients_are_the_networks(
     (logits * weights).sum().backward()
     (expected * weights).sum().backward()
     gradients, expected_gradients = (
-        {name: parameter.grad for name, parameter in m.named_parameters()} for m in (model, network)
+        {name: parameter.grad for name, parameter in m.named_parameters()} for m in (model.network, network)
     )
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_generates_the_same_tokens(make_mixer) -> None:
-    network = make_network(make_mixer(True))
+def test_generates_the_same_tokens(make) -> None:
+    network = make(True)
     prompt = torch.randint(256, (2, 7))
     tokens = make_model(network).generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)
     assert torch.equal(tokens[:, 7:], generate(network, prompt, 20, temperature=0))
 
 
-def test_left_padding_changes_nothing(make_mixer) -> None:
-    network = make_network(make_mixer(True))
+def test_left_padding_changes_nothing(make) -> None:
+    network = make(True)
     prompts = [torch.randint(1, 256, (length,)) for length in (9, 3, 6)]
     padded = torch.stack([torch.nn.functional.pad(prompt, (9 - len(prompt), 0)) for prompt in prompts])
     tokens = make_model(network).generate(
@@ -115,8 +146,8 @@ def test_left_padding_changes_nothing(make_mixer) -> None:
     assert torch.equal(tokens[:, 9:], generate(network, prompts, 12, temperature=0))
 
 
-def test_cached_steps_equal_the_whole(make_mixer) -> None:
-    model = make_model(make_network(make_mixer(True)))
+def test_cached_steps_equal_the_whole(make) -> None:
+    model = make_model(make(True))
     tokens = torch.randint(256, (2, 12))
     with torch.no_grad():
         whole = model(tokens).logits
@@ -131,8 +162,8 @@ def test_cached_steps_equal_the_whole(make_mixer) -> None:
         assert model(tokens, use_cache=False).past_key_values is None
 
 
-def test_beam_search_finds_the_likelier_text(make_mixer) -> None:
-    model = make_model(make_network(make_mixer(True)))
+def test_beam_search_finds_the_likelier_text(make) -> None:
+    model = make_model(make(True))
     prompt = torch.randint(256, (3, 5))
 
     def score(tokens: torch.Tensor) -> torch.Tensor:
@@ -158,12 +189,12 @@ def test_trains_with_labels() -> None:
 
 def test_mistakes_in_use_are_named() -> None:
     network = make_network(QuadraticRelation(8, 12))
-    with pytest.raises(ValueError, match="position 40 .*max_position_embeddings=40"):
+    with pytest.raises(ValueError, match="sequence of 41 positions .*max_length=40"):
         make_model(network)(torch.zeros(1, 41, dtype=torch.int64))
     shifted = make_network(QuadraticRelation(8, 12, activation="official_elu"))
     tokens = torch.randint(256, (1, 9))
     assert_close(make_model(shifted)(tokens).logits, shifted(tokens), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="official_elu.*use_cache=False"):
+    with pytest.raises(ValueError, match="official_elu depends on the length still to come"):
         make_model(shifted).generate(tokens, max_new_tokens=2)
 
 
@@ -188,48 +219,90 @@ TOKENIZERS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 # What a user does who has transformers and no causalrn.
-SCRIPT = """
+ALONE = """
 import json, sys
 for name in ("causalrn", "datamodules", "lightning", "einops", "jaxtyping"):
     sys.modules[name] = None
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, prompts = sys.argv[1], json.loads(sys.argv[2])
+folder, given = sys.argv[1], json.loads(sys.argv[2])
+"""
+TEXTS_ALONE = (
+    ALONE
+    + """
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+prompts, texts = given
 tokens = [model.generate(torch.tensor([p]), max_new_tokens=15, do_sample=False)[0, len(p):].tolist() for p in prompts]
-texts, has_tokenizer = json.loads(sys.argv[3]), sys.argv[4] == "True"
 encoded = decoded = None
-if has_tokenizer:
+if texts is not None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     encoded = [tokenizer(text).input_ids for text in texts]
     decoded = [tokenizer.decode(row, skip_special_tokens=True) for row in encoded]
 print(json.dumps({"tokens": tokens, "encoded": encoded, "decoded": decoded}))
 """
+)
+NETWORKS_ALONE = (
+    ALONE
+    + """
+results = {}
+padded, whole = torch.tensor(given["padded"]), torch.tensor(given["whole"])
+for name in given["names"]:
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/{name}", trust_remote_code=True)
+    options = dict(max_new_tokens=10, do_sample=False, pad_token_id=0)
+    tokens = model.generate(padded, attention_mask=(padded != 0).long(), **options)
+    beams = model.generate(whole, num_beams=3, **options)
+    model.train()
+    model(whole, labels=whole).loss.backward()
+    gradients = {key: float(p.grad.norm()) for key, p in model.named_parameters()}
+    results[name] = {"tokens": tokens.tolist(), "beams": beams.tolist(), "gradients": gradients}
+print(json.dumps(results))
+"""
+)
 
 
-def run_without_causalrn(
-    folder: Path, prompts: list[list[int]], texts: list[str], has_tokenizer: bool = True
-) -> Any:
+def run_without_causalrn(script: str, folder: Path, given: Any) -> Any:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            SCRIPT,
-            str(folder),
-            json.dumps(prompts),
-            json.dumps(texts),
-            str(has_tokenizer),
-        ],
+        [sys.executable, "-c", script, str(folder), json.dumps(given)],
         cwd=folder,
         env={**os.environ, "HF_MODULES_CACHE": str(folder / "modules")},
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_network_runs_without_this_package(tmp_path: Path) -> None:
+    """Its tokens, left padding, beam search and gradients by the exported code alone are those of the package."""
+    networks = {name.replace(" ", "_").replace(",", ""): make(True) for name, make in NETWORKS.items()}
+    for name, network in networks.items():
+        save_network(network, tmp_path / f"{name}.ckpt", {"tokenizer": BYTES})
+        write_folder(tmp_path / f"{name}.ckpt", tmp_path / name)
+    prompts = [torch.randint(1, 256, (length,)) for length in (9, 3, 6)]
+    padded = torch.stack([torch.nn.functional.pad(prompt, (9 - len(prompt), 0)) for prompt in prompts])
+    whole = torch.randint(1, 256, (2, 7))
+    given = {"names": list(networks), "padded": padded.tolist(), "whole": whole.tolist()}
+    results = run_without_causalrn(NETWORKS_ALONE, tmp_path, given)
+    for name, network in networks.items():
+        found = results[name]
+        for row, prompt in zip(found["tokens"], prompts, strict=True):
+            expected = generate(network, [prompt], 10, temperature=0, stop_tokens=[0])[0].tolist()
+            # A row that has ended is padded with the token that ended it.
+            assert row[9:][: len(expected)] == expected, name
+        model = make_model(network)
+        beams = model.generate(
+            whole, num_beams=3, max_new_tokens=10, do_sample=False, pad_token_id=0, eos_token_id=0
+        )
+        assert found["beams"] == beams.tolist(), name
+        model.train()(whole, labels=whole).loss.backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            assert found["gradients"][key] == pytest.approx(
+                float(parameter.grad.norm()), rel=1e-3, abs=1e-6
+            ), key
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -246,7 +319,7 @@ def test_a_folder_works_without_this_package(
     codec, network = make_codec(description), load_network(checkpoint)
     texts = ["abc", "zyx"] if kind == "letters" else TEXTS
     prompts = [[3, 4, 5], [6]]
-    result = run_without_causalrn(folder, prompts, texts, kind != "numbers")
+    result = run_without_causalrn(TEXTS_ALONE, folder, [prompts, None if kind == "numbers" else texts])
     for prompt, tokens in zip(prompts, result["tokens"], strict=True):
         expected = generate(network, torch.tensor([prompt]), 15, temperature=0, stop_tokens=codec.stop_tokens)
         assert tokens == expected[0].tolist()
@@ -297,16 +370,10 @@ def test_exports_that_cannot_be_are_refused(
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "model.ckpt", BYTES)
     own = write_checkpoint(tmp_path / "own.ckpt", BYTES, OwnMixer(8, 12))
-    rotary = write_checkpoint(tmp_path / "rotary.ckpt", BYTES, SoftmaxAttention(8, 2, rotary=Rotary()))
-    endless = LanguageModel(LinearRelation(8, 12), 256, n_layers=1, positions=NoPositions())
-    save_network(endless, tmp_path / "endless.ckpt", {"tokenizer": BYTES})
     folder = tmp_path / "folder"
-    assert "no Hugging Face form of mixer 'OwnMixer'" in error_of(
+    assert "test_folder.OwnMixer'; want classes of causalrn.models alone" in error_of(
         ["huggingface", "--checkpoint", str(own), "--output", str(folder)], capsys
     )
-    for path, wanted in ((rotary, "rotary 'Rotary'"), (tmp_path / "endless.ckpt", "positions 'NoPositions'")):
-        args = ["huggingface", "--checkpoint", str(path), "--output", str(folder)]
-        assert f"no Hugging Face form of {wanted}" in error_of(args, capsys)
     assert not folder.exists()
     folder.mkdir()
     (folder / "precious").write_text("content")

@@ -52,7 +52,7 @@ def test_hidden_states_are_the_networks(network: Any) -> None:
     # The last one is what the head reads, whatever logits are asked for.
     short = model(tokens, output_hidden_states=True, logits_to_keep=1)
     assert_close(short.hidden_states[-1], output.hidden_states[-1])
-    assert_close(model.head(short.hidden_states[-1][:, -1:]), short.logits)
+    assert_close(model.network.head(short.hidden_states[-1][:, -1:]), short.logits)
     assert model(tokens).hidden_states is None
 
 
@@ -67,8 +67,8 @@ def test_gradients_flow_through_hidden_states() -> None:
     network = make_network(QuadraticRelation(8, 12))
     model, tokens = make_model(network), torch.randint(256, (2, 5))
     model(tokens, output_hidden_states=True).hidden_states[1].square().sum().backward()
-    assert model.blocks[0].mixer.q_proj.weight.grad.abs().max() > 0
-    assert model.blocks[1].mixer.q_proj.weight.grad is None
+    assert model.network.blocks[0].mixer.q_proj.weight.grad.abs().max() > 0
+    assert model.network.blocks[1].mixer.q_proj.weight.grad is None
 
 
 @pytest.mark.parametrize("beams", [1, 3])

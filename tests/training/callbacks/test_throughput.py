@@ -1,6 +1,6 @@
 """Speed, waiting and time left against a clock that only the test moves; utilisation against a given peak."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from causalrn import fit
 from causalrn.cli import quiet_libraries
-from causalrn.models import LanguageModel, Mixer, QuadraticRelation, TokenShift
+from causalrn.models import LanguageModel, Mixer, QuadraticRelation
 from causalrn.models.cost import training_cost
 from causalrn.training.callbacks import Throughput, throughput
 from causalrn.training.callbacks.throughput import WaitingClock, why_without_cost
@@ -129,24 +129,23 @@ class Identity(Mixer):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight
 
-    def init_state(self, batch_size: int, **kwargs: Any) -> None:
+    def init_cache(self, batch_size: int, **kwargs: Any) -> None:
         pass
 
     def extend(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         return self(x), state
 
-    def state_size(self, length: int, pool_dtype: torch.dtype = torch.float32) -> int:
+    def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         return 0
 
 
-@pytest.mark.parametrize("stage", [lambda mixer: mixer, TokenShift])
 def test_a_mixer_without_formulas_is_named_and_has_no_utilisation(
-    stage: Callable[[Mixer], Mixer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.warns(
         UserWarning, match="FLOPs and exponentials are left out: the cost of Identity is not known"
     ):
-        row, _ = train(tmp_path, monkeypatch, stage(Identity()), Throughput())
+        row, _ = train(tmp_path, monkeypatch, Identity(), Throughput())
     assert row["train/step_seconds"] == 8
     assert not any("flops" in name or "exps" in name for name in row)
 
