@@ -16,10 +16,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_causalrn import CausalRNConfig
 
 try:
-    from causalrn.models import build
+    from causalrn.models import LanguageModel, PairBias, build
     from causalrn.models.cache import join_rows, select_rows
 except ImportError:
-    from .networks_causalrn import build, join_rows, select_rows  # pyright: ignore[reportMissingImports]
+    from .networks_causalrn import (  # pyright: ignore[reportMissingImports]
+        LanguageModel,
+        PairBias,
+        build,
+        join_rows,
+        select_rows,
+    )
 
 
 class CausalRNCache:
@@ -52,6 +58,7 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = CausalRNConfig
     main_input_name = "input_ids"
+    network: LanguageModel
     _no_split_modules = ["Block"]  # noqa: RUF012
     # No earlier cache can be restored: it is added up (linear forms) or grows in place.
     _is_stateful = True
@@ -61,13 +68,15 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
         # The classes are those beside `build`, wherever that stands.
         home = build.__module__.removesuffix(".description")
         text = json.dumps(config.network).replace('"causalrn.models.', f'"{home}.')
-        self.network = build(json.loads(text))
+        network = build(json.loads(text))
+        assert isinstance(network, LanguageModel)
+        self.network = network
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Of what no file holds: buffers that follow from the settings, and weights that a file lacks.
-        if hasattr(module, "fill_buffers"):
-            module.fill_buffers()
+        # No file holds these buffers: they follow from the settings.
+        if isinstance(module, PairBias):
+            PairBias.fill_buffers(module)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -77,13 +86,13 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.network.token_embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.network.token_embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.network.head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.network.head = new_embeddings
 
     def forward(
