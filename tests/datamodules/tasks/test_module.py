@@ -11,18 +11,11 @@ import torch
 
 from datamodules.order import random_subset, random_uniform
 from datamodules.stream import IGNORE_INDEX
-from datamodules.tasks import copying, passkey, recall, string_tasks
+from datamodules.tasks import InductionHeads, SelectiveCopying, copying, passkey, recall, string_tasks
 from datamodules.tasks.copying import Copy, RepetitiveCopy
 from datamodules.tasks.module import Setting, TaskDataModule, TaskStream
 from datamodules.tasks.passkey import Passkey
-from datamodules.tasks.recall import (
-    ZOOLOGY_TRAIN,
-    ZOOLOGY_VAL,
-    AssociativeRecall,
-    InductionHeads,
-    RecallDataModule,
-    SelectiveCopying,
-)
+from datamodules.tasks.recall import ZOOLOGY_TRAIN, ZOOLOGY_VAL, AssociativeRecall, RecallDataModule
 from datamodules.tasks.string_tasks import DuplicatedNgrams, PrefixLookup, Reverse, SuffixLookup
 from datamodules.tasks.strings import BOS, EOS, FIRST_LETTER, SEP, counters
 from datamodules.tasks.task import Task
