@@ -90,9 +90,9 @@ def test_norms_of_reduced_precision_are_taken_in_float32() -> None:
 
 
 @pytest.fixture
-def one_rank() -> Iterator[DeviceMesh]:
+def one_rank(tmp_path: Path) -> Iterator[DeviceMesh]:
     """A mesh of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 
