@@ -223,6 +223,7 @@ def blocked(
             continue
         pairs = ACTIVATIONS[activation](z).masked_fill(~reached[..., None], 0)
         if slope is not None:
-            pairs = pairs * torch.exp(-slope.to(wide) * distance)[..., None]
+            # Beyond a row's length the weight would grow without bound, and inf times 0 is NaN.
+            pairs = pairs * torch.exp(-slope.to(wide) * distance.clamp(min=0))[..., None]
         total = total + pairs.sum(1)
     return (total / count[..., None]).to(q.dtype)
