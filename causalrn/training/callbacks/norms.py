@@ -79,7 +79,11 @@ class Norms(L.Callback):
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
     """Euclidean norm of each tensor, in float32 at least; of the whole where ranks hold shards."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    found = torch._foreach_norm(list(tensors), 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
+    if isinstance(tensors[0], DTensor):
+        # torch 2.14 has no rule for a sharded norm in another dtype. Where it is the same, nothing is copied.
+        found = torch._foreach_norm([one.to(dtype) for one in tensors], 2)  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        found = torch._foreach_norm(list(tensors), 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found])
 
 

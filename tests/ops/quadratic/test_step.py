@@ -184,3 +184,11 @@ def test_windows_and_gains_in_any_dtype() -> None:
     results = [relation_quadratic_step(q, cache, lengths, x, PairRule(1e-5))[0] for x in (wide, narrow)]
     assert results[0].isfinite().all()
     assert torch.equal(*results)
+
+
+def test_a_steep_slope_on_a_row_shorter_than_the_pool() -> None:
+    # float64 has no compiled kernel.
+    q, pool = (torch.randn(*shape, dtype=torch.float64) for shape in ((1, 1, 4), (1, 2000, 1, 4)))
+    lengths, slope = torch.tensor([3]), torch.tensor([1.0], dtype=torch.float64)
+    out = relation_quadratic_step(q, pool, lengths, eps=1e-5, slope=slope)
+    assert torch.equal(out, relation_quadratic_step(q, pool[:, :3], lengths, eps=1e-5, slope=slope))

@@ -1,11 +1,16 @@
 """Norms against a plain computation at every step, with and without clipping, and nothing computed between log steps."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from causalrn.cli import quiet_libraries
 from causalrn.models import LanguageModel, LinearRelation
@@ -82,3 +87,22 @@ def test_norms_of_reduced_precision_are_taken_in_float32() -> None:
     (found,) = norms([torch.full((100_000,), 1.0, dtype=torch.bfloat16)])
     assert found.dtype is torch.float32
     assert found.item() == pytest.approx(100_000**0.5, rel=1e-4)
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_sharded_weights(one_rank: DeviceMesh, dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(5, 3, dtype=dtype)
+    whole = norms([parameter.detach().clone() for parameter in layer.parameters()])
+    fully_shard(layer, mesh=one_rank)
+    sharded = [parameter.detach() for parameter in layer.parameters()]
+    assert all(isinstance(one, DTensor) for one in sharded)
+    assert torch.equal(norms(sharded), whole)
+    assert whole.dtype == torch.float32
