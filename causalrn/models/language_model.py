@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.block import Block
-from causalrn.models.mixer import Mixer, normal_linear_
+from causalrn.models.mixer import Mixer, given, normal_linear_
 from causalrn.models.mlp import FeedForward
 from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.models.short_convolution import ShortFilter
@@ -38,9 +38,10 @@ class LanguageModel(nn.Module):
     Args:
         mixer: prototype of the mixer, of which each layer gets its own copy with its own initial values. A list is a
             pattern: layer i gets the entry i modulo its length.
-        vocab_size: number of token ids V.
-        n_layers: number of blocks.
-        max_length: the longest sequence the model takes, as many learned positions it has; None for no end.
+        vocab_size: number of token ids V. Only a config may leave it out: `causalrn.fit` takes it from the data then.
+        n_layers: number of blocks; the paper's networks have 12.
+        max_length: the longest sequence the model takes, as many learned positions it has; None for no end. A config
+            with learned positions may leave it out as well.
         mlp: prototype of the position-wise branch, or None.
         norm: plain normalisation before the head, "layer" or "rms"; mixers, MLPs and short convolutions have their own.
         eps: added to the standard deviation of that normalisation.
@@ -54,8 +55,8 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         mixer: Mixer | list[Mixer],
-        vocab_size: int,
-        n_layers: int,
+        vocab_size: int | None = None,
+        n_layers: int = 12,
         max_length: int | None = None,
         mlp: FeedForward | None = None,
         norm: Literal["layer", "rms"] = "layer",
@@ -64,6 +65,7 @@ class LanguageModel(nn.Module):
         short_convolution: ShortFilter | None = None,
     ) -> None:
         super().__init__()
+        vocab_size = given(self, vocab_size=vocab_size)
         check_range(self, "[1, inf)", vocab_size=vocab_size, n_layers=n_layers, max_length=max_length)
         check_range(self, "[0, inf)", eps=eps)
         pattern = mixer if isinstance(mixer, list) else [mixer]

@@ -80,6 +80,18 @@ def check_heads(d_hidden: int, n_heads: int) -> None:
         raise ValueError(f"d_hidden must be divisible by n_heads: got d_hidden={d_hidden}, n_heads={n_heads}")
 
 
+def given(module: nn.Module, **setting: int | None) -> int:
+    """The one setting that is passed, which only a config may leave out, see `causalrn.training.config_values`.
+
+    Raises:
+        ValueError: it is None.
+    """
+    [(name, value)] = setting.items()
+    if value is None:
+        raise ValueError(f"{type(module).__name__}: {name} is missing")
+    return value
+
+
 def normal_linear_(linear: nn.Linear, std: float) -> None:
     """Weights from N(0, std), bias 0: the initialisation of every official projection."""
     torch.nn.init.normal_(linear.weight, std=std)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.mixer import normal_linear_
+from causalrn.models.mixer import given, normal_linear_
 from causalrn.ops import normalise
 from causalrn.system import check_range
 
@@ -20,7 +20,7 @@ class FeedForward(nn.Module, ABC):
     """What both MLPs share: a residual branch that sees one position at a time.
 
     Args:
-        d_model: width C of the residual stream.
+        d_model: width C of the residual stream. Only a config may leave it out: it is the mixer's then.
         d_hidden: channels between the projections.
         norm: plain normalisation of the input, see `Relation`.
         eps: added to the standard deviation.
@@ -50,12 +50,19 @@ class FeedForward(nn.Module, ABC):
 class MLP(FeedForward):
     """The position-wise residual branch of a Transformer block: fc_2(gelu(fc_1(norm(x)))) (official `MLP`).
 
-    The paper's d_hidden is 4 * d_model.
+    Args:
+        d_hidden: None for the paper's 4 * d_model.
     """
 
     def __init__(
-        self, d_model: int, d_hidden: int, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5
+        self,
+        d_model: int | None = None,
+        d_hidden: int | None = None,
+        norm: Literal["layer", "rms"] = "layer",
+        eps: float = 1e-5,
     ) -> None:
+        d_model = given(self, d_model=d_model)
+        d_hidden = 4 * d_model if d_hidden is None else d_hidden
         super().__init__(d_model, d_hidden, norm, eps)
         self.fc_1 = nn.Linear(d_model, d_hidden)
         self.fc_2 = nn.Linear(d_hidden, d_model)
@@ -78,11 +85,12 @@ class GatedMLP(FeedForward):
 
     def __init__(
         self,
-        d_model: int,
+        d_model: int | None = None,
         d_hidden: int | None = None,
         norm: Literal["layer", "rms"] = "rms",
         eps: float = 1e-5,
     ) -> None:
+        d_model = given(self, d_model=d_model)
         if d_hidden is None:
             d_hidden = math.ceil(8 * d_model / 3 / GATED_MULTIPLE) * GATED_MULTIPLE
         super().__init__(d_model, d_hidden, norm, eps)

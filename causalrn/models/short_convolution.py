@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causalrn.models.mixer import given
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import active_split
 from causalrn.system import check_range
@@ -71,13 +72,18 @@ class ShortConvolution(ShortFilter):
     """A learned filter of `kernel_size` taps per channel (a depthwise convolution), with a bias.
 
     Args:
-        d_model: width C of the residual stream.
+        d_model: width C of the residual stream. Only a config may leave it out: it is the mixer's then.
     """
 
     def __init__(
-        self, d_model: int, kernel_size: int = 8, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5
+        self,
+        d_model: int | None = None,
+        kernel_size: int = 8,
+        norm: Literal["layer", "rms"] = "layer",
+        eps: float = 1e-5,
     ) -> None:
         super().__init__(kernel_size, norm, eps)
+        d_model = given(self, d_model=d_model)
         check_range(self, "[1, inf)", d_model=d_model)
         self.d_model = d_model
         self.convolution = nn.Conv1d(d_model, d_model, kernel_size, groups=d_model)

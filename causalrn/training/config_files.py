@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 # Public, though the package exports it by a list that is made while it is imported.
-from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
+from jsonargparse import ActionConfigFile, Namespace  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch.cli import LightningArgumentParser
 
+from causalrn.training.config_values import fill_in
 from causalrn.training.former import upgraded
 
 # How a config is named in a checkout's own folder.
@@ -121,9 +122,14 @@ def is_mapping(text: str) -> bool:
 
 
 class ConfigParser(LightningArgumentParser):
-    """Lightning's parser, whose --config is a `ConfigFile`."""
+    """Lightning's parser, whose --config is a `ConfigFile`, and whose result is complete, see `fill_in`."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("action") is ActionConfigFile:
             kwargs["action"] = ConfigFile
         return super().add_argument(*args, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        config = super().parse_args(*args, **kwargs)
+        fill_in(config, lambda: self.instantiate_classes(Namespace(data=config.data)).data)
+        return config
