@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Lines
-from causalrn.evaluate import parse_lengths
+from causalrn.cli import whole_numbers
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import generate
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one or more, or run folders, as of several seeds",
     )
     parser.add_argument("--name", default="copy", help="names the record (default: copy)")
-    parser.add_argument("--lengths", type=parse_lengths, default=[64, 128, 256, 512, 1024, 2048])
+    parser.add_argument("--lengths", type=whole_numbers, default=[64, 128, 256, 512, 1024, 2048])
     parser.add_argument(
         "--samples",
-        type=parse_lengths,
+        type=whole_numbers,
         default=[64],
         help="strings of each length, the last for all further ones",
     )

@@ -1,22 +1,30 @@
-"""The report `results`: one page of Markdown from the records in benchmarks/, whatever each of them measured."""
+"""The page docs/results.md from the records in benchmarks/, whatever each measured: `python -m benchmarks.results`."""
 
-import argparse
 import csv
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from causalrn.cli import Parser
+from causalrn.training.errors import run_command
+
 HEADING = """# Results
 
-Written from the records in [benchmarks/]({folder}) by `python -m causalrn.report results`; a test holds that it is up to date.
+Written from the records in [benchmarks/]({folder}) by `python -m benchmarks.results`; a test holds that it is up to date.
 Ratios compare contenders of one run. Absolute times are those of the machine named, often a shared one.
 """
 # Columns of a table: more of them are told in the record alone.
 MOST_COLUMNS = 12
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main(args: list[str] | None = None) -> None:
+    """Writes the page.
+
+    Raises:
+        ValueError: a folder without records, or a file that is none.
+    """
+    parser = Parser(prog="python -m benchmarks.results", description=__doc__)
     parser.add_argument(
         "--benchmarks", type=Path, default=Path("benchmarks"), help="folder of records (default: benchmarks)"
     )
@@ -26,14 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("docs/results.md"),
         help="Markdown to write (default: docs/results.md)",
     )
-
-
-def run(options: argparse.Namespace) -> None:
-    """Writes the page.
-
-    Raises:
-        ValueError: a folder without records, or a file that is none.
-    """
+    options = parser.parse_args(args)
     page = results_page(options.benchmarks, options.output.parent)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(page)
@@ -132,3 +133,7 @@ def number(value: Any) -> str:
         # A table in a cell: the record has it.
         return str(len(value))
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    run_command(main)

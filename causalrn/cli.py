@@ -246,6 +246,17 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def whole_numbers(text: str) -> list[int]:
+    """Numbers of 1 or more in an argument, as 16,32,64."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want whole numbers as 16,32,64: got {text!r}") from None
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"want numbers of 1 or more: got {text!r}")
+    return numbers
+
+
 def respelled(arguments: Sequence[str], old: str, new: str) -> list[str]:
     """The arguments, with another character within the names of flags: --run-dir is --run_dir."""
     return [

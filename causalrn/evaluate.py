@@ -9,9 +9,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
 
-from causalrn.cli import Parser, quiet_libraries
+from causalrn.cli import Parser, quiet_libraries, whole_numbers
 from causalrn.evaluation.codec import codec_of
 from causalrn.evaluation.length_report import draw_ladder, table_rows, write_table
 from causalrn.evaluation.lengths import Bounds, climb
@@ -20,10 +19,9 @@ from causalrn.reporting.terminal import print_results
 from causalrn.system import check_options, environment, optional_module, write_json
 from causalrn.training.callbacks import progress_bar
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
-from causalrn.training.config_files import find_config, read_config
-from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
+from causalrn.training.config_files import find_config
+from causalrn.training.data_folders import data_of
 from causalrn.training.errors import run_command
-from causalrn.training.former import upgraded
 from causalrn.training.module import LanguageModelModule
 
 
@@ -50,7 +48,8 @@ def main(args: list[str] | None = None) -> None:
 
 def validate(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
     """The metrics that training logs, on the validation data."""
-    data = make_data(data_config(checkpoint, options))
+    settings = {"val_samples": options.val_samples, "batch_size": options.batch_size}
+    data = data_of(checkpoint, options.checkpoint, options.data, settings)
     network = network_from(checkpoint, options.checkpoint)
     trainer = L.Trainer(
         accelerator=options.accelerator,
@@ -72,7 +71,8 @@ def climb_lengths(checkpoint: dict[str, Any], options: argparse.Namespace, outpu
     Raises:
         ValueError: not even the shortest length can be evaluated.
     """
-    data: Any = make_data(data_config(checkpoint, options))
+    # Not the data's own settings: the options bound the ladder.
+    data: Any = data_of(checkpoint, options.checkpoint, options.data)
     data.prepare_data()
     data.setup("validate")
     context = data.training_lengths[1] if is_text(data) else None
@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--lengths",
-        type=parse_lengths,
+        type=whole_numbers,
         help="lengths of strings, or of blocks of text, as 64,128,256; ends at the first that the model cannot run",
     )
     parser.add_argument(
@@ -162,47 +162,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: auto)")
     parser.add_argument("--precision", default="32-true", help="as in Lightning's Trainer (default: 32-true)")
     return parser
-
-
-def parse_lengths(text: str) -> list[int]:
-    try:
-        lengths = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"want whole numbers as 16,32,64: got {text!r}") from None
-    if min(lengths) < 1:
-        raise argparse.ArgumentTypeError(f"want lengths of 1 or more: got {text!r}")
-    return lengths
-
-
-def data_config(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """class_path and init_args of the evaluation data: the checkpoint's or the given config's, with overrides.
-
-    Raises:
-        ValueError: neither has any, or the checkpoint's shards are not where it names them.
-    """
-    if options.data:
-        config = upgraded(read_config(options.data))
-        origin = str(options.data)
-    else:
-        config = checkpoint.get("config", {})
-        origin = f"checkpoint {options.checkpoint}"
-    if not isinstance(config, dict) or "data" not in config:
-        raise ValueError(f"{origin} names no data; want --data CONFIG with a data section")
-    data = dict(config["data"])
-    if not options.data:
-        started_in, settings = checkpoint.get(STARTED_IN), data.get("init_args", {})
-        data["init_args"] = {**settings, **placed_folders(settings, started_in)}
-        check_shards(data["init_args"], started_in, options.checkpoint)
-    overrides = {"val_samples": options.val_samples, "batch_size": options.batch_size}
-    # At lengths of their own the options bound the ladder instead.
-    given = {name: value for name, value in overrides.items() if value is not None and not options.lengths}
-    return {**data, "init_args": {**data.get("init_args", {}), **given}}
-
-
-def make_data(config: dict[str, Any]) -> L.LightningDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": config}))["data"]
 
 
 def default_output(options: argparse.Namespace) -> Path:

@@ -64,6 +64,9 @@ def exit_code(module: str, arguments: list[str]) -> int | str | None:
         if module.endswith(".py"):
             runpy.run_path(str(ROOT / module), run_name="__main__")
             return 0
-        return importlib.import_module(module).main(arguments)
+        found = importlib.import_module(module)
+        if hasattr(found, "__path__"):
+            found = importlib.import_module(f"{module}.__main__")
+        return found.main(arguments)
     except SystemExit as stop:
         return stop.code

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from causalrn.evaluate import data_config, make_data, parse_lengths
+from causalrn.cli import whole_numbers
 from causalrn.evaluation.diagnostics import Pairs, probe, trained_positions
 from causalrn.system import check_options, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config
+from causalrn.training.data_folders import data_of
 
 # Beside these the JSON file has every quantile.
 COLUMNS = {
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=find_config, metavar="CONFIG", help="take the data section of this config"
     )
-    parser.add_argument("--lengths", type=parse_lengths, help="string lengths, as 16,32,64 (copying)")
+    parser.add_argument("--lengths", type=whole_numbers, help="string lengths, as 16,32,64 (copying)")
     parser.add_argument("--sequences", type=int, default=8, help="sequences of each set (default: 8)")
     parser.add_argument(
         "--positions", type=int, default=256, help="most receiving positions to look at (default: 256)"
@@ -77,11 +78,8 @@ def first_batches(
     checkpoint: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, dict[str, Int[Tensor, "B T"]]]:
     """The first sequences of each validation set."""
-    given = {"val_samples": None, "batch_size": options.sequences, "lengths": None}
-    config = data_config(checkpoint, argparse.Namespace(**{**vars(options), **given}))
-    if options.lengths:
-        config["init_args"]["val_lengths"] = options.lengths
-    data = make_data(config)
+    settings = {"batch_size": options.sequences, "val_lengths": options.lengths}
+    data = data_of(checkpoint, options.checkpoint, options.data, settings)
     data.prepare_data()
     data.setup("validate")
     loaders = data.val_dataloader()

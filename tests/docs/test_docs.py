@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import results
 from benchmarks.results import results_page
-from causalrn import report
 from causalrn.training.errors import run_command
 from tests.commands import ROOT, blocks, run_page
 
@@ -57,7 +57,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_the_page_of_results_is_up_to_date() -> None:
     page = results_page(ROOT / "benchmarks", DOCS)
-    assert (DOCS / "results.md").read_text() == page, "python -m causalrn.report results"
+    assert (DOCS / "results.md").read_text() == page, "python -m benchmarks.results"
 
 
 def test_results_show_tables_pictures_and_links(tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_broken_records_are_named(
 ) -> None:
     if text is not None:
         (tmp_path / "2026-01-02_x.json").write_text(text)
-    args = ["results", "--benchmarks", str(tmp_path), "--output", str(tmp_path / "page.md")]
+    args = ["--benchmarks", str(tmp_path), "--output", str(tmp_path / "page.md")]
     with pytest.raises(SystemExit):
-        run_command(lambda: report.main(args))
+        run_command(lambda: results.main(args))
     (line,) = capsys.readouterr().err.splitlines()
     assert wanted in line
     assert not (tmp_path / "page.md").exists()
