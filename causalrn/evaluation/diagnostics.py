@@ -116,9 +116,7 @@ def probe(network: LanguageModel, tokens: Int[Tensor, "B T"], positions: Int[Ten
 def relation_of(block: Block) -> QuadraticRelation | LinearRelation:
     if isinstance(block.mixer, QuadraticRelation | LinearRelation):
         return block.mixer
-    raise ValueError(
-        f"diagnostics are those of relation mixers: got a layer with {type(block.mixer).__name__}"
-    )
+    raise ValueError(f"pairs are those of relation mixers: got a layer with {type(block.mixer).__name__}")
 
 
 def probe_pairs(

@@ -169,9 +169,8 @@ TASK_METRICS: dict[str, type[Metric]] = {
 
 
 def is_text(data: Any) -> bool:
-    """Whether a DataModule's data is natural text, whose tokens stand for bytes and which has no one right answer."""
-    # Of the class: the attribute itself reads the tokenizer of shards that may not be there yet.
-    return hasattr(type(data), "token_bytes")
+    """Whether a DataModule's data is natural text, see `datamodules.base.StreamDataModule`; others are tasks."""
+    return getattr(data, "kind", "task") == "text"
 
 
 def metric_names(data: Any) -> list[str]:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
-from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
+from causalrn.evaluation.diagnostics import probe_pairs, relation_of
+from causalrn.models import LanguageModel
 
 # Tokens that still have room for their names along an axis.
 NAMED_TOKENS = 80
@@ -34,26 +34,11 @@ def pair_norms(network: LanguageModel, tokens: Int[Tensor, " T"], layer: int) ->
     x = network.embed(tokens[None], 0)
     for block in network.layers[: layer % network.n_layers]:
         x = block(x)
-    x, mixer = network.layers[layer].mixer_input(x), network.layers[layer].mixer
-    if not isinstance(mixer, QuadraticRelation | LinearRelation):
-        raise ValueError(f"pairs are those of a relation mixer: layer {layer} has {type(mixer).__name__}")
-    q, k = (t[0].float() for t in mixer.project(x))
-    norms = torch.full((mixer.n_heads, len(tokens), len(tokens)), float("nan"))
-    for i in range(len(tokens)):
-        norms[:, i, : i + 1] = contributions(mixer, q[i], k[: i + 1]).norm(dim=-1).mT.cpu()
-    return norms
-
-
-def contributions(
-    mixer: QuadraticRelation | LinearRelation, q: Float[Tensor, "H D"], k: Float[Tensor, "T H D"]
-) -> Float[Tensor, "T H D"]:
-    if isinstance(mixer, LinearRelation):
-        return (normalise(q, mixer.norm, mixer.eps) + normalise(k, mixer.norm, mixer.eps)).exp()
-    rule, terms = mixer.pair_rule, mixer.pair_terms(torch.tensor(len(k) - 1, device=k.device))
-    z = normalise(q + k, rule.norm, rule.eps)
-    pairs = ACTIVATIONS[rule.activation](z if terms.gain is None else z * terms.gain[:, None])
-    weights = pair_weights(1, len(k), causal=True, window=terms.window, slope=terms.slope, like=k)
-    return pairs * weights[:, 0].mT[..., None]
+    mixer = relation_of(network.layers[layer])
+    q, k = mixer.project(network.layers[layer].mixer_input(x))
+    pairs = probe_pairs(mixer, q.float(), k.float(), torch.arange(len(tokens), device=tokens.device))
+    later = torch.ones(len(tokens), len(tokens), dtype=torch.bool).triu(1)
+    return pairs.log_norm[0].exp().cpu().masked_fill(later, float("nan"))
 
 
 def draw_pairs(norms: Float[Tensor, "T T"], names: list[str], position: int, title: str, path: Path) -> None:

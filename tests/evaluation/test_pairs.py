@@ -1,6 +1,7 @@
 """The heat map of pairs shows what the operators add up, and names what it cannot draw."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from causalrn import report
-from causalrn.evaluation.pairs import contributions, pair_norms
+from causalrn.evaluation.pairs import pair_norms
 from causalrn.models import (
     LanguageModel,
     LinearRelation,
@@ -22,6 +23,7 @@ from causalrn.models import (
     SoftmaxAttention,
 )
 from causalrn.models.decoding import generate
+from causalrn.ops import normalise
 from causalrn.training.checkpoint import load_network, save_network
 from causalrn.training.errors import run_command
 
@@ -38,50 +40,47 @@ def make_network(mixer: Mixer, convolution: ShortConvolution | None = None) -> L
     ).eval()
 
 
-def test_contributions_add_up_to_what_the_layer_computes() -> None:
-    slopes = PairBias(slopes=[0.1, 0.0])
-    for mixer in (
-        QuadraticRelation(8, 12, n_heads=2),
-        QuadraticRelation(8, 12, activation="elu"),
-        PositionalRelation(8, 12, n_heads=2, gain=LogLengthGain(reference=4.0), bias=slopes),
-    ):
-        q, k = (t.detach() for t in mixer.project(torch.randn(1, 9, 8)))
-        expected = mixer.relate(q, k)[0, -1]
-        assert_close(contributions(mixer, q[0, -1], k[0]).mean(0), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_pairs_behind_a_convolution_are_those_of_its_mixer() -> None:
-    network = make_network(LinearRelation(8, 12), ShortConvolution(8, 3))
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_norms_are_those_of_the_definition(mixer: str, layer: int) -> None:
+    network = make_network(MIXERS[mixer](), ShortConvolution(8, 3) if layer else None)
+    relation = network.layers[layer].mixer
+    assert isinstance(relation, QuadraticRelation | LinearRelation)
     tokens = torch.randint(29, (10,))
-    relation = network.layers[0].mixer
-    assert isinstance(relation, LinearRelation)
     seen = []
     relation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         network(tokens[None])
-        q, k = relation.project(seen[0])
-        expected = contributions(relation, q[0, 7], k[0, :8]).norm(dim=-1).mT
-        assert_close(pair_norms(network, tokens, 0)[:, 7, :8], expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("layer", [0, 1, -1])
-def test_norms_are_those_of_the_layer(mixer: str, layer: int) -> None:
-    network = make_network(MIXERS[mixer]())
-    tokens = torch.randint(29, (10,))
-    seen = []
-    handle = network.layers[layer].mixer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        network(tokens[None])
-        handle.remove()
-        relation = network.layers[layer].mixer
-        assert isinstance(relation, QuadraticRelation | LinearRelation)
-        q, k = relation.project(seen[0])
+        q, k = (t[0] for t in relation.project(seen[0]))
         norms = pair_norms(network, tokens, layer)
-        for i, j in ((0, 0), (7, 3), (9, 9)):
-            expected = contributions(relation, q[0, i], k[0, j : j + 1])[0].norm(dim=-1)
-            assert_close(norms[:, i, j], expected, atol=1e-5, rtol=1e-5)
+    for i, j in ((0, 0), (7, 3), (9, 9)):
+        if isinstance(relation, LinearRelation):
+            added = (normalise(q[i], "layer", relation.eps) + normalise(k[j], "layer", relation.eps)).exp()
+        elif relation.pre_norm == "approx":
+            # `project` has normalised both already.
+            added = (q[i] + k[j]).relu()
+        else:
+            added = normalise(q[i] + k[j], "layer", relation.eps).exp()
+        assert_close(norms[:, i, j], added.norm(dim=-1), atol=1e-5, rtol=1e-5)
     assert torch.equal(norms[0].isnan(), torch.ones(10, 10).triu(1).bool())
+
+
+def test_a_gain_and_slopes_count() -> None:
+    slopes = PairBias(slopes=[0.1, 0.0])
+    relation = PositionalRelation(8, 12, n_heads=2, gain=LogLengthGain(reference=4.0), bias=slopes)
+    network = make_network(relation)
+    relation = network.layers[0].mixer
+    assert isinstance(relation, PositionalRelation)
+    tokens = torch.randint(29, (9,))
+    with torch.no_grad():
+        q, k = (t[0] for t in relation.project(network.embed(tokens[None], 0)))
+        gain = relation.pair_terms(torch.tensor(8)).gain
+        assert gain is not None
+        z = normalise(q[8] + k[2], "layer", relation.eps) * gain[:, None]
+        weight = torch.tensor([math.exp(-0.1 * 6), 1.0])
+        assert_close(
+            pair_norms(network, tokens, 0)[:, 8, 2], z.exp().norm(dim=-1) * weight, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.fixture
