@@ -20,6 +20,7 @@ __all__ = [
     "check_range",
     "cpu_name",
     "environment",
+    "flatten",
     "format_bytes",
     "git",
     "git_revision",
@@ -122,3 +123,17 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every plain value of a config by its dotted key; a list of mappings counts its entries, as `mixer.0.d_model`."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        items = ((str(number), inner) for number, inner in enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

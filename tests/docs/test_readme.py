@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def test_make_targets_and_their_spelled_out_commands_agree() -> None:
             recipe = line.replace(".venv/bin", "$(BIN)")
             plain = makefile.replace(" --quiet --disable-pip-version-check", "")
             assert recipe in plain, line
+
+
+def test_the_file_map_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "file_map.py"))
+    assert script["with_map"](README) == README, "python docs/file_map.py"
 
 
 @pytest.mark.slow
