@@ -1,4 +1,4 @@
-"""What the commands share: the config parser, the run folder, and errors as one clear line."""
+"""What the commands share: reading a config, which changes nothing, and opening the run that it describes."""
 
 import argparse
 import logging
@@ -238,9 +238,10 @@ def run_lock(run_dir: Path) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """Of the verbs without a config: flags are taken with underscores too, as `fit` takes hyphens."""
+    """The parser of a verb without a config: flags are taken with underscores too, as `fit` takes hyphens."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    # pyright wants the overloads of the parent's annotations.
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().parse_known_args(
             respelled(sys.argv[1:] if args is None else args, "_", "-"), namespace
         )

@@ -12,8 +12,8 @@ import torch
 
 from causalrn.cli import Parser, quiet_libraries, whole_numbers
 from causalrn.evaluation.codec import codec_of
-from causalrn.evaluation.length_report import draw_ladder, table_rows, write_table
-from causalrn.evaluation.lengths import Bounds, climb
+from causalrn.evaluation.length_report import draw_lengths, table_rows, write_table
+from causalrn.evaluation.lengths import Bounds, evaluate_lengths
 from causalrn.evaluation.metrics import is_text
 from causalrn.reporting.terminal import print_results
 from causalrn.system import check_options, environment, optional_module, write_json
@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
     if options.tasks:
         results = run_tasks(checkpoint, options)
     elif options.lengths:
-        results = climb_lengths(checkpoint, options, output)
+        results = measure_lengths(checkpoint, options, output)
     else:
         results = validate(checkpoint, options)
     print_results(results)
@@ -65,13 +65,15 @@ def validate(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[st
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def climb_lengths(checkpoint: dict[str, Any], options: argparse.Namespace, output: Path) -> dict[str, float]:
+def measure_lengths(
+    checkpoint: dict[str, Any], options: argparse.Namespace, output: Path
+) -> dict[str, float]:
     """The metrics at each length; leaves a table and a picture beside `output`.
 
     Raises:
         ValueError: not even the shortest length can be evaluated.
     """
-    # Not the data's own settings: the options bound the ladder.
+    # Not the data's own settings: the options bound the evaluation.
     data: Any = data_of(checkpoint, options.checkpoint, options.data)
     data.prepare_data()
     data.setup("validate")
@@ -86,16 +88,16 @@ def climb_lengths(checkpoint: dict[str, Any], options: argparse.Namespace, outpu
         rows_per_batch=Bounds.rows_per_batch if rows is None else rows,
         max_seconds=options.max_seconds,
     )
-    ladder = climb(network, data, options.lengths, bounds, device=fabric.device)
-    if not ladder.rungs:
-        raise ValueError(ladder.ended)
-    if ladder.ended:
-        print(f"warning: {ladder.ended}", file=sys.stderr)
+    found = evaluate_lengths(network, data, options.lengths, bounds, device=fabric.device)
+    if not found.results:
+        raise ValueError(found.ended)
+    if found.ended:
+        print(f"warning: {found.ended}", file=sys.stderr)
     table, picture = output.with_suffix(".csv"), output.with_suffix(".png")
-    write_table(table, table_rows(ladder, context=context))
-    draw_ladder(picture, ladder, data.training_lengths, str(options.checkpoint.name), context)
+    write_table(table, table_rows(found, context=context))
+    draw_lengths(picture, found, data.training_lengths, str(options.checkpoint.name), context)
     print(f"table and picture in {table} and {picture.name}")
-    return ladder.metrics(context)
+    return found.metrics(context)
 
 
 def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:

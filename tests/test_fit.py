@@ -119,21 +119,6 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, config: Path, run_dir:
     assert [row.get("train/loss") for row in rows] == [row.get("train/loss") for row in resumed_rows]
 
 
-def test_evaluate_prints_and_saves(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    evaluate.main(["--checkpoint", str(checkpoint), "--accelerator", "cpu"])
-    results = json.loads((run_dir / "results.json").read_text())["metrics"]
-    again = json.loads((run_dir / "evaluation-last.json").read_text())["metrics"]
-    assert again == pytest.approx(results)
-    capsys.readouterr()
-    evaluate.main(["--checkpoint", str(checkpoint), "--accelerator", "cpu", "--lengths", "4,8"])
-    by_length = json.loads((run_dir / "evaluation-last-lengths.json").read_text())["metrics"]
-    # Each kind of evaluation has files of its own.
-    assert json.loads((run_dir / "evaluation-last.json").read_text())["metrics"] == again
-    assert by_length["val/exact_match/length_8"] == pytest.approx(results["val/exact_match"])
-    assert "length 4" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

@@ -1,11 +1,11 @@
-"""The table and the picture of a length ladder."""
+"""The table and the picture of results by length."""
 
 import csv
 import statistics
 from pathlib import Path
 from typing import Any
 
-from causalrn.evaluation.lengths import Ladder, Rung
+from causalrn.evaluation.lengths import LengthResult, LengthResults
 from causalrn.system import replacing
 
 COLUMNS = (
@@ -23,29 +23,31 @@ COLUMNS = (
 )
 
 
-def table_rows(ladder: Ladder, step: int | None = None, context: int | None = None) -> list[dict[str, Any]]:
+def table_rows(
+    found: LengthResults, step: int | None = None, context: int | None = None
+) -> list[dict[str, Any]]:
     """A row per length; for text also one per bucket of positions, whose `length` is "start-stop".
 
     `first_error` is the mean number of right tokens before the first mistake, counting whole an answer without one;
     `wrong` is the number of answers with a mistake, and the last two columns tell where their first mistakes are.
     """
-    rows = [{"step": step, **rung_row(rung)} for rung in ladder.rungs]
+    rows = [{"step": step, **result_row(result)} for result in found.results]
     if context:
         rows += [
             {"step": step, "length": f"{start}-{stop}", "loss": loss}
-            for start, stop, loss in ladder.buckets(context)
+            for start, stop, loss in found.buckets(context)
         ]
     return rows
 
 
-def rung_row(rung: Rung) -> dict[str, Any]:
-    row: dict[str, Any] = {"length": rung.length, "samples": rung.samples, **rung.metrics}
-    if "first_error" in rung.metrics:
-        row["wrong"] = len(rung.first_errors)
-    if rung.first_errors:
+def result_row(result: LengthResult) -> dict[str, Any]:
+    row: dict[str, Any] = {"length": result.length, "samples": result.samples, **result.metrics}
+    if "first_error" in result.metrics:
+        row["wrong"] = len(result.first_errors)
+    if result.first_errors:
         row |= {
-            "earliest_error": rung.first_errors[0],
-            "median_error": statistics.median(rung.first_errors),
+            "earliest_error": result.first_errors[0],
+            "median_error": statistics.median(result.first_errors),
         }
     return row
 
@@ -65,14 +67,14 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def draw_ladder(
-    path: Path, ladder: Ladder, trained: tuple[int, int], title: str, context: int | None = None
+def draw_lengths(
+    path: Path, found: LengthResults, trained: tuple[int, int], title: str, context: int | None = None
 ) -> None:
     """Draws accuracy over length (of text: loss over length and over positions), with the training range shaded.
 
     Args:
         path: PNG to write.
-        ladder: with at least one rung.
+        found: with at least one length.
         trained: shortest and longest training length.
         title: of the picture.
         context: training context of a text model.
@@ -82,12 +84,14 @@ def draw_ladder(
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    lengths = [rung.length for rung in ladder.rungs]
+    lengths = [result.length for result in found.results]
     # A single length has no width of its own on the axis.
     axis.axvspan(trained[0] / 1.05, trained[1] * 1.05, color="tab:gray", alpha=0.25, label="training")
     if context:
-        axis.plot(lengths, [rung.metrics["loss"] for rung in ladder.rungs], marker="o", label="whole blocks")
-        buckets = ladder.buckets(context)
+        axis.plot(
+            lengths, [result.metrics["loss"] for result in found.results], marker="o", label="whole blocks"
+        )
+        buckets = found.buckets(context)
         axis.stairs(
             [loss for _, _, loss in buckets],
             # The axis is logarithmic: what begins at 0 begins at half the context.
@@ -99,7 +103,7 @@ def draw_ladder(
         axis.set(xlabel="length (tokens)", ylabel="loss (nats per token)")
     else:
         for name in ("exact_match", "character_accuracy"):
-            values = [rung.metrics[name] for rung in ladder.rungs]
+            values = [result.metrics[name] for result in found.results]
             axis.plot(lengths, values, marker="o", label=name.replace("_", " "))
         axis.set(xlabel="length", ylabel="share", ylim=(-0.03, 1.03))
     axis.set_xscale("log", base=2)

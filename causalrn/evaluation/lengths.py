@@ -1,4 +1,4 @@
-"""A length ladder: how well a network does at lengths far beyond those of training, within bounds of memory and time."""
+"""How well a network does at lengths far beyond those of training, within bounds of memory and time."""
 
 import itertools
 import time
@@ -38,13 +38,13 @@ class LengthData(Protocol):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a ladder may cost.
+    """What an evaluation at several lengths may cost.
 
     Args:
         samples: strings at each length; of text, blocks of the training context, whose tokens longer blocks share.
         tokens_per_batch: tokens that each rank holds at a time, one row at least: the batch shrinks with the length.
         rows_per_batch: rows that each rank holds at a time at most.
-        max_seconds: when the ladder ends, looked at after each batch.
+        max_seconds: the evaluation ends after these; looked at after each batch.
     """
 
     samples: int = 64
@@ -59,7 +59,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Rung:
+class LengthResult:
     """The result at one length: `metrics` by their names, `first_errors` sorted, and losses by position for text."""
 
     length: int
@@ -71,10 +71,10 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The rungs that were climbed, in ascending order, and why there are no more (empty if all were)."""
+class LengthResults:
+    """The results in ascending order of length, and why there are no more (empty if no length is missing)."""
 
-    rungs: list[Rung]
+    results: list[LengthResult]
     ended: str = ""
 
     def metrics(self, context: int | None = None) -> dict[str, float]:
@@ -84,9 +84,9 @@ class Ladder:
             context: training context of a text model; adds the loss in each bucket of positions.
         """
         named = {
-            f"val/{name}/length_{rung.length}": value
-            for rung in self.rungs
-            for name, value in rung.metrics.items()
+            f"val/{name}/length_{result.length}": value
+            for result in self.results
+            for name, value in result.metrics.items()
         }
         for start, stop, loss in self.buckets(context) if context else ():
             named[f"val/loss/positions_{start}_{stop}"] = loss
@@ -94,13 +94,17 @@ class Ladder:
 
     def buckets(self, context: int) -> list[tuple[int, int, float]]:
         """Loss on positions [start, stop) of the longest blocks: the training context, then buckets that double."""
-        if not self.rungs or not self.rungs[-1].position_nats:
+        if not self.results or not self.results[-1].position_nats:
             return []
-        rung, edges = self.rungs[-1], [0]
-        while edges[-1] < len(rung.position_nats):
-            edges.append(min(max(context, 2 * edges[-1]), len(rung.position_nats)))
+        result, edges = self.results[-1], [0]
+        while edges[-1] < len(result.position_nats):
+            edges.append(min(max(context, 2 * edges[-1]), len(result.position_nats)))
         return [
-            (start, stop, sum(rung.position_nats[start:stop]) / max(sum(rung.position_count[start:stop]), 1))
+            (
+                start,
+                stop,
+                sum(result.position_nats[start:stop]) / max(sum(result.position_count[start:stop]), 1),
+            )
             for start, stop in itertools.pairwise(edges)
         ]
 
@@ -111,7 +115,7 @@ def powers_of_two(data: LengthData, factor: int) -> list[int]:
     return [longest << power for power in range(factor.bit_length())]
 
 
-def climb(
+def evaluate_lengths(
     network: nn.Module,
     data: LengthData,
     lengths: Iterable[int],
@@ -120,7 +124,7 @@ def climb(
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     any_rank: Callable[[bool], bool] = bool,
-) -> Ladder:
+) -> LengthResults:
     """Evaluates a network at ascending lengths until they, its abilities, the data or the time end.
 
     Under a process group the samples are split over the ranks and every rank gets the same result.
@@ -134,7 +138,7 @@ def climb(
         context: precision of the forward pass.
         any_rank: whether something holds on any rank; all ranks ask at the same places.
     """
-    rungs: list[Rung] = []
+    results: list[LengthResult] = []
     start_seconds = time.monotonic()
 
     def out_of_time() -> bool:
@@ -146,7 +150,9 @@ def climb(
             rows = max(1, min(bounds.rows_per_batch, bounds.tokens_per_batch // data.positions(length)))
             loader = data.length_loader(length, size, rows)
         except ValueError as error:
-            return Ladder(rungs, ending(rungs, f"there are no samples of length {length}: {error}"))
+            return LengthResults(
+                results, ending(results, f"there are no samples of length {length}: {error}")
+            )
         metrics: dict[str, Metric] = make_metrics(data, length, device)
         done = 0
         for batch in loader:
@@ -154,17 +160,19 @@ def climb(
             try:
                 predictions, nats = predict(network, tokens, targets, context)
             except ValueError as error:
-                return Ladder(rungs, ending(rungs, f"the network does not run at length {length}: {error}"))
+                return LengthResults(
+                    results, ending(results, f"the network does not run at length {length}: {error}")
+                )
             update(metrics, predictions, nats, targets)
             done += 1
             if done < len(loader) and out_of_time():
                 break
-        rungs.append(make_rung(length, loader.samples_in(done), metrics))
+        results.append(make_result(length, loader.samples_in(done), metrics))
         if done < len(loader) or out_of_time():
-            seen = f"{rungs[-1].samples} samples of length {length}"
+            seen = f"{results[-1].samples} samples of length {length}"
             if done < len(loader) or length < max(lengths):
-                return Ladder(rungs, f"the {bounds.max_seconds:g} seconds were over after {seen}")
-    return Ladder(rungs)
+                return LengthResults(results, f"the {bounds.max_seconds:g} seconds were over after {seen}")
+    return LengthResults(results)
 
 
 def samples_at(data: LengthData, length: int, samples: int) -> int:
@@ -172,8 +180,8 @@ def samples_at(data: LengthData, length: int, samples: int) -> int:
     return max(1, samples * data.training_lengths[1] // length) if is_text(data) else samples
 
 
-def ending(rungs: list[Rung], reason: str) -> str:
-    return f"{reason}; the ladder ends at {rungs[-1].length}" if rungs else reason
+def ending(results: list[LengthResult], reason: str) -> str:
+    return f"{reason}; the longest length is {results[-1].length}" if results else reason
 
 
 @torch.no_grad()
@@ -224,7 +232,7 @@ def update(
             metric.update(predictions, targets)
 
 
-def make_rung(length: int, samples: int, metrics: dict[str, Metric]) -> Rung:
+def make_result(length: int, samples: int, metrics: dict[str, Metric]) -> LengthResult:
     """The metrics of all ranks."""
     values = {name: metric.compute() for name, metric in metrics.items()}
     extra: dict[str, list[Any]] = {}
@@ -234,4 +242,4 @@ def make_rung(length: int, samples: int, metrics: dict[str, Metric]) -> Rung:
     if "positions" in values:
         nats, count = values.pop("positions")
         extra |= {"position_nats": nats.tolist(), "position_count": count.tolist()}
-    return Rung(length, samples, {name: float(value) for name, value in values.items()}, **extra)
+    return LengthResult(length, samples, {name: float(value) for name, value in values.items()}, **extra)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ from causalrn.reporting.runs import Run
 # More runs than this are drawn and named by their models.
 MAX_NAMED_RUNS = 8
 # Text stays text, so that a page can be searched and its charts stay small.
-SVG_STYLE = {"svg.fonttype": "none", "font.size": 9}
+SVG_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from causalrn.models import upgrade
+from causalrn.system import flatten
 from causalrn.training.history import starts_of
 from causalrn.training.loggers import read_metrics
 

@@ -8,6 +8,7 @@ import torch
 
 import benchmarks.__main__ as bench
 from benchmarks import data as bench_data
+from datamodules.stream import Batch
 
 SMALL = [
     "data",
@@ -50,7 +51,7 @@ def test_every_figure_is_in_the_last_line(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_different_tokens_are_refused() -> None:
-    ours = {"tokens": torch.tensor([1]), "targets": torch.tensor([2])}
-    bench_data.check_equal(ours, dict(ours))
+    ours: Batch = {"tokens": torch.tensor([1]), "targets": torch.tensor([2])}
+    bench_data.check_equal(ours, ours)
     with pytest.raises(RuntimeError, match="the loader and the memory map give different targets"):
         bench_data.check_equal(ours, {**ours, "targets": torch.tensor([3])})

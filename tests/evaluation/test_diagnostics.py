@@ -1,29 +1,18 @@
 """Diagnostics against the whole tensor of pairs, on constructed retrievals, as a callback and as a command."""
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
-from PIL import Image
 from torch.testing import assert_close
 
-from causalrn import fit, report
 from causalrn.evaluation import diagnostics
 from causalrn.evaluation.diagnostics import Pairs, dispersion, probe, probe_pairs, trained_positions
 from causalrn.evaluation.pairs import pair_norms
-from causalrn.models import LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
+from causalrn.models import LanguageModel, LinearRelation, Mixer, QuadraticRelation
 from causalrn.ops.pairs import PairTerms
 from causalrn.ops.reference import ACTIVATIONS, normalise, pair_weights
-from causalrn.training.callbacks import Diagnostics
-from causalrn.training.checkpoint import save_network
-from causalrn.training.errors import run_command
-from causalrn.training.loggers import read_metrics
-from tests.test_fit import CONFIG
 
 MIXERS: dict[str, Callable[[], QuadraticRelation | LinearRelation]] = {
     "exact": lambda: QuadraticRelation(8, 12, n_heads=2),
@@ -185,95 +174,3 @@ def test_hooks_are_taken_off_after_a_failure() -> None:
     with pytest.raises(ValueError, match="max_length=20"):
         probe(network, torch.zeros(1, 21, dtype=torch.int64), torch.tensor([0]))
     assert not any(module._forward_pre_hooks for module in network.modules())
-
-
-def test_the_callback_logs_at_every_validation(tmp_path: Path) -> None:
-    callback = {"class_path": "causalrn.training.callbacks.Diagnostics", "init_args": {"n_sequences": 2}}
-    config: dict[str, Any] = {**CONFIG, "trainer": {**CONFIG["trainer"], "callbacks": [callback]}}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
-    fit.main(["--config", str(tmp_path / "small.yaml"), "--run_dir", str(tmp_path / "run")])
-    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "val/loss" in row]
-    assert [row["step"] for row in rows] == [2, 5, 6]
-    for row in rows[:2]:
-        assert 0 < row["diagnostics/top_share/layer_00"] <= 1
-        assert row["diagnostics/largest_exponent_max/layer_00"] <= math.sqrt(15)
-    # The closing validation is no part of the training.
-    assert not any(name.startswith("diagnostics/") for name in rows[2])
-
-
-def error_of(args: list[str], capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None]) -> str:
-    with pytest.raises(SystemExit):
-        run_command(lambda: main(args))
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def test_the_callback_names_what_it_cannot_look_at(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
-    base = [
-        "--config",
-        str(tmp_path / "small.yaml"),
-        "--trainer.callbacks+=causalrn.training.callbacks.Diagnostics",
-    ]
-    mixer = "--model.init_args.network.init_args.mixer"
-    attention = [f"{mixer}=causalrn.models.SoftmaxAttention", f"{mixer}.init_args.d_model=16"]
-    run_dir = ["--run_dir", str(tmp_path / "run")]
-    assert "SoftmaxAttention" in error_of([*base, *attention, *run_dir], capsys, fit.main)
-    with pytest.raises(ValueError, match="n_positions must be at least 1: got 0"):
-        Diagnostics(n_positions=0)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "copy.ckpt"
-    save_network(make_network(QuadraticRelation(8, 12, n_heads=2)), path, {"config": CONFIG})
-    return path
-
-
-def test_the_command_draws_and_writes_numbers(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "new" / "inside.png"
-    report.main(["diagnostics", "--checkpoint", str(checkpoint), "--lengths", "4,8", "--output", str(output)])
-    sets = json.loads(output.with_suffix(".json").read_text())["layers"]
-    assert list(sets) == ["length_4", "length_8"]
-    assert [len(layers) for layers in sets.values()] == [3, 3]
-    assert {"inverse_std_q50", "largest_exponent_max", "saturated", "dispersion"} <= sets["length_8"][
-        0
-    ].keys()
-    printed = capsys.readouterr().out
-    assert "effective" in printed
-    assert f"{sets['length_8'][2]['top_share']:.3g}" in printed
-    with Image.open(output) as image:
-        assert min(image.size) > 500
-
-
-def test_linear_models_have_no_common_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, output = tmp_path / "linear.ckpt", tmp_path / "linear.png"
-    save_network(make_network(LinearRelation(8, 12)), path, {"config": CONFIG})
-    report.main(["diagnostics", "--checkpoint", str(path), "--output", str(output)])
-    assert "1/s" not in capsys.readouterr().out
-    assert output.exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "wanted"),
-    [
-        (["--sequences", "0"], "--sequences must be at least 1: got 0"),
-        (["--positions", "-1"], "--positions must be at least 1: got -1"),
-        (["--lengths", "30"], "max_length=20"),
-        (["--data", "no-such.yaml"], "no-such.yaml"),
-    ],
-)
-def test_mistakes_get_one_line(
-    args: list[str], wanted: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert wanted in error_of(["diagnostics", "--checkpoint", str(checkpoint), *args], capsys, report.main)
-
-
-def test_attention_has_no_diagnostics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_network(make_network(SoftmaxAttention(8)), tmp_path / "a.ckpt", {"config": CONFIG})
-    line = error_of(["diagnostics", "--checkpoint", str(tmp_path / "a.ckpt")], capsys, report.main)
-    assert "relation mixers: got a layer with SoftmaxAttention" in line

@@ -1,15 +1,11 @@
 """The heat map of pairs shows what the operators add up, and names what it cannot draw."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
-from causalrn import report
 from causalrn.evaluation.pairs import pair_norms
 from causalrn.models import (
     LanguageModel,
@@ -22,10 +18,7 @@ from causalrn.models import (
     ShortConvolution,
     SoftmaxAttention,
 )
-from causalrn.models.decoding import generate
 from causalrn.ops import normalise
-from causalrn.training.checkpoint import load_network, save_network
-from causalrn.training.errors import run_command
 
 MIXERS = {
     "quadratic": lambda: QuadraticRelation(8, 12, n_heads=2),
@@ -81,59 +74,6 @@ def test_a_gain_and_slopes_count() -> None:
         assert_close(
             pair_norms(network, tokens, 0)[:, 8, 2], z.exp().norm(dim=-1) * weight, atol=1e-5, rtol=1e-5
         )
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "copy.ckpt"
-    data = {"task": "copy", "alphabet_size": 26}
-    save_network(make_network(QuadraticRelation(8, 12, n_heads=2)), path, {"CopyDataModule": data})
-    return path
-
-
-def test_the_command_draws_and_writes_numbers(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "pairs.png"
-    args = ["pairs", "--checkpoint", str(checkpoint), "--prompt", "abc", "--max-tokens", "4"]
-    report.main([*args, "--layer", "1", "--position", "4", "--head", "1", "--output", str(output)])
-    record = json.loads(output.with_suffix(".json").read_text())
-    # The answer's last token is not read any more.
-    assert record["tokens"][:5] == ["<BOS>", "a", "b", "c", "<SEP>"]
-    prompt = torch.tensor([[0, 3, 4, 5, 1]])
-    answer = generate(load_network(checkpoint), prompt, 4, temperature=0, stop_tokens=[2])
-    assert len(record["tokens"]) == 5 + answer.shape[1] - 1
-    assert (record["layer"], record["head"], record["position"]) == (1, 1, 4)
-    best = max(range(5), key=lambda j: record["norms"][j])
-    assert f"takes most from {best} " in capsys.readouterr().out
-    with Image.open(output) as image:
-        assert min(image.size) > 300
-        colours = image.convert("RGB").resize((50, 50)).getcolors(2500)
-        assert colours is not None
-        assert len(colours) > 10
-
-
-@pytest.mark.parametrize(
-    ("args", "wanted"),
-    [
-        (["--prompt", "abc", "--layer", "3"], "layer must be in [-3, 3): got 3"),
-        (["--prompt", "abc", "--layer", "-4"], "layer must be in [-3, 3): got -4"),
-        (["--prompt", "abc", "--head", "2"], "head must be in [0, 2): got 2"),
-        (["--prompt", "abc", "--max-tokens", "1", "--position", "5"], "position must be in [-5, 5): got 5"),
-        (["--prompt", "ABC"], "'A'"),
-        (["--prompt", ""], "empty"),
-        (["--prompt", "a" * 30], "max_length=20"),
-    ],
-    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
-)
-def test_mistakes_get_one_line(
-    args: list[str], wanted: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        run_command(lambda: report.main(["pairs", "--checkpoint", str(checkpoint), *args]))
-    assert exit_info.value.code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert wanted in line
 
 
 def test_attention_has_no_pairs() -> None:

@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.trainer.states import TrainerFn
 
-from causalrn.evaluation.length_report import draw_ladder, read_table, table_rows, write_table
-from causalrn.evaluation.lengths import Bounds, Ladder, climb, powers_of_two
+from causalrn.evaluation.length_report import draw_lengths, read_table, table_rows, write_table
+from causalrn.evaluation.lengths import Bounds, LengthResults, evaluate_lengths, powers_of_two
 from causalrn.evaluation.metrics import is_text
 from causalrn.system import check_range
 
@@ -24,11 +24,11 @@ class LengthExtrapolation(L.Callback):
 
     Logs `val/exact_match/length_256` and likewise the other metrics of each length, for text `val/loss/length_256` and
     `val/loss/positions_64_128`, the loss on positions 64 to 127 of the longest blocks. Each is a metric like any other,
-    so EarlyStopping and ModelCheckpoint can monitor it; let the ladder then be climbed at every validation. The run
+    so EarlyStopping and ModelCheckpoint can monitor it; let it be measured at every validation then. The run
     folder gets `length_extrapolation.csv`, with the rows of every evaluation, and `length_extrapolation.png`.
 
     The samples are the DataModule's validation samples of each length, split over the ranks. A network that cannot run
-    at a length ends the ladder there, with one warning; so do a task without samples of it, and the time.
+    at a length ends the evaluation there, with one warning; so do a task without samples of it, and the time.
 
     Args:
         factor: the longest length, in longest training lengths; powers of two up to it.
@@ -37,7 +37,7 @@ class LengthExtrapolation(L.Callback):
             end only.
         samples: strings at each length (text: blocks of the training context, whose tokens longer blocks share).
         tokens_per_batch: tokens that each rank holds at a time; the batch shrinks with the length.
-        max_seconds: when the ladder ends.
+        max_seconds: the evaluation ends after these.
 
     Raises:
         ValueError: no lengths, or bounds that nothing fits into.
@@ -60,8 +60,8 @@ class LengthExtrapolation(L.Callback):
         self.every_n_steps = every_n_steps
         self.bounds = Bounds(samples, tokens_per_batch, max_seconds=max_seconds)
         self.last_step = 0
-        self.ladder: Ladder | None = None
-        # Of the weights that `ladder` belongs to.
+        self.results: LengthResults | None = None
+        # Of the weights that `results` belong to.
         self.fingerprint: tuple[int, ...] = ()
         self.said: set[str] = set()
 
@@ -86,10 +86,10 @@ class LengthExtrapolation(L.Callback):
             every = self.every_n_steps
             if every is None or step // every == self.last_step // every:
                 return
-        ladder = self.measure(trainer, pl_module)
+        found = self.measure(trainer, pl_module)
         self.last_step = step
         names = getattr(datamodule_of(trainer), "val_names", [])
-        for name, value in ladder.metrics(self.context(trainer)).items():
+        for name, value in found.metrics(self.context(trainer)).items():
             # What the DataModule validates on under the same name has been logged under it.
             if name.rpartition("/")[2] not in names or len(names) == 1 or "/first_error/" in name:
                 # Every rank holds the same value already; sync_dist says so to Lightning.
@@ -99,16 +99,16 @@ class LengthExtrapolation(L.Callback):
         # For a run that no validation closes; one that does finds the weights unchanged.
         self.measure(trainer, pl_module)
 
-    def measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Ladder:
-        """The ladder of the weights as they are, climbed once."""
+    def measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> LengthResults:
+        """The results of the weights as they are, measured once."""
         network = pl_module.network
         assert isinstance(network, torch.nn.Module)
         fingerprint = (trainer.global_step, *(parameter._version for parameter in network.parameters()))
-        if self.ladder is not None and fingerprint == self.fingerprint:
-            return self.ladder
+        if self.results is not None and fingerprint == self.fingerprint:
+            return self.results
         data = datamodule_of(trainer)
         training = network.training
-        self.ladder = climb(
+        self.results = evaluate_lengths(
             network.eval(),
             data,
             powers_of_two(data, self.factor) if self.lengths is None else self.lengths,
@@ -119,16 +119,16 @@ class LengthExtrapolation(L.Callback):
         )
         network.train(training)
         self.fingerprint = fingerprint
-        self.report(trainer, self.ladder)
-        return self.ladder
+        self.report(trainer, self.results)
+        return self.results
 
     @rank_zero_only
-    def report(self, trainer: L.Trainer, ladder: Ladder) -> None:
+    def report(self, trainer: L.Trainer, found: LengthResults) -> None:
         """Warns of an end before the last length, once, and writes table and picture."""
-        if ladder.ended and ladder.ended not in self.said:
-            self.said.add(ladder.ended)
-            warnings.warn(f"{type(self).__name__}: {ladder.ended}", stacklevel=2)
-        if not ladder.rungs:
+        if found.ended and found.ended not in self.said:
+            self.said.add(found.ended)
+            warnings.warn(f"{type(self).__name__}: {found.ended}", stacklevel=2)
+        if not found.results:
             return
         folder, context = run_folder(trainer), self.context(trainer)
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,9 +136,9 @@ class LengthExtrapolation(L.Callback):
         before = read_table(folder / TABLE) if (folder / TABLE).exists() else []
         # A resumed run measures its steps anew.
         before = [row for row in before if int(row["step"]) < step]
-        write_table(folder / TABLE, before + table_rows(ladder, step, context))
+        write_table(folder / TABLE, before + table_rows(found, step, context))
         trained = datamodule_of(trainer).training_lengths
-        draw_ladder(folder / PICTURE, ladder, trained, f"{folder.name}, step {step}", context)
+        draw_lengths(folder / PICTURE, found, trained, f"{folder.name}, step {step}", context)
 
     def context(self, trainer: L.Trainer) -> int | None:
         """The training context of text, None for a task."""

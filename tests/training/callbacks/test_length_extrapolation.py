@@ -42,7 +42,7 @@ def monitor(kind: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": f"lightning.pytorch.callbacks.{kind}", "init_args": arguments}
 
 
-def test_a_run_shows_its_ladder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_shows_its_results_by_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_with(tmp_path / "a.yaml", extrapolation(factor=4, every_n_steps=3, samples=6), length=4)
     run_dir = tmp_path / "run"
     with pytest.warns(UserWarning, match="does not run at length 16") as warned:
@@ -50,7 +50,7 @@ def test_a_run_shows_its_ladder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     # Learned positions end after 8 letters; said once, though three evaluations found it.
     (warning,) = [str(warning.message) for warning in warned if "does not run" in str(warning.message)]
     assert "length 16: sequence of 34 positions" in warning
-    assert warning.endswith("the ladder ends at 8")
+    assert warning.endswith("the longest length is 8")
     table = read_table(run_dir / "length_extrapolation.csv")
     assert [(row["step"], row["length"]) for row in table] == [("3", "4"), ("3", "8"), ("6", "4"), ("6", "8")]
     assert (run_dir / "length_extrapolation.png").read_bytes()[:4] == b"\x89PNG"
@@ -98,14 +98,14 @@ def test_lengths_that_the_data_validates_on_are_logged_once(tmp_path: Path) -> N
         assert f"val/exact_match/length_{length}" in results
         assert f"val/first_error/length_{length}" in results
     table = {row["length"]: row for row in read_table(tmp_path / "run" / "length_extrapolation.csv")}
-    # Ten strings validate, three climb.
+    # Ten strings validate, three are measured at each length.
     assert results["val/loss/length_8"] != pytest.approx(float(table["8"]["loss"]), rel=1e-6)
     assert results["val/loss/length_2"] == pytest.approx(float(table["2"]["loss"]))
 
 
 # What causalrn.cli.quiet_libraries is silent about.
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec", "ignore:.*does not have many workers")
-def test_every_run_ends_with_its_ladder(tmp_path: Path) -> None:
+def test_every_run_ends_with_its_results_by_length(tmp_path: Path) -> None:
     # The Trainer alone, without the validation that closes a run of causalrn.fit.
     callback = LengthExtrapolation(factor=2, samples=4)
     trainer = L.Trainer(
@@ -125,8 +125,8 @@ def test_every_run_ends_with_its_ladder(tmp_path: Path) -> None:
     data = CopyDataModule(length=8, batch_size=4, batches_per_epoch=2)
     trainer.fit(module, data)
     assert [row["length"] for row in read_table(tmp_path / "run" / "length_extrapolation.csv")] == ["8", "16"]
-    ladder = callback.ladder
-    assert callback.measure(trainer, module) is ladder
+    found = callback.results
+    assert callback.measure(trainer, module) is found
     with torch.no_grad():
         module.network.head.weight.zero_()
     changed = callback.measure(trainer, module)
