@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from causalrn.cli import CLI
-from causalrn.models import MLP, LanguageModel, ShortConvolution
+from causalrn.models import MLP, LanguageModel, QuadraticRelation, ShortConvolution
+from causalrn.training.checkpoint import save_network
 
 NETWORK: dict[str, Any] = {
     "n_layers": 2,
@@ -59,6 +60,13 @@ def test_what_is_stated_stays(tmp_path: Path) -> None:
 def test_a_network_without_an_end_keeps_none(tmp_path: Path) -> None:
     network = resolved_network(tmp_path, NETWORK | {"positions": "causalrn.models.NoPositions"})
     assert network["max_length"] is None
+
+
+def test_a_run_that_begins_with_weights_has_their_network(tmp_path: Path) -> None:
+    network = LanguageModel(QuadraticRelation(12, 16), vocab_size=29, n_layers=2, max_length=77)
+    save_network(network, tmp_path / "weights.ckpt")
+    filled = resolved_network(tmp_path, NETWORK, "--init_from", str(tmp_path / "weights.ckpt"))
+    assert filled["max_length"] == 77
 
 
 def test_another_mixer_keeps_the_widths(tmp_path: Path) -> None:
