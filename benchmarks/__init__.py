@@ -1,1 +1,1 @@
-"""What times the operators and the training, and the dated records; a tool of the checkout, not of the wheel."""
+"""Scripts that time the operators and the training, and the dated records; no part of the wheel."""

@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing, peak memory, a description of the machine, files of results and their plots."""
+"""Helpers of every benchmark: timing, peak memory, a description of the machine, files of results and their plots."""
 
 import ctypes
 import datetime
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from causalrn.system import cpu_name, git_revision, write_json
+from causalrn.system import cpu_name, git_revision, new_figure, write_json
 
 # Lines over an axis: label -> (x, y).
 Lines = dict[str, tuple[Sequence[float], Sequence[float]]]
@@ -108,10 +108,7 @@ def file_record(folder: Path, name: str, record: dict[str, Any]) -> Path:
 
 def plot_panels(path: Path, title: str, x_label: str, panels: dict[str, Lines], y_scale: str = "log") -> None:
     """Draws lines over a shared logarithmic x axis, one panel per y label, into a PNG file."""
-    # Slow to import, and needed by few.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = new_figure(5 * len(panels), 4)
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (y_label, lines) in zip(axes[0], panels.items(), strict=True):
         for label, (x, y) in lines.items():

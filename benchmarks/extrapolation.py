@@ -22,7 +22,7 @@ EXPLAINED_MISTAKES = 20
 
 
 class Mistake(NamedTuple):
-    """Where a string first goes wrong.
+    """The first mistake in a string.
 
     Attributes:
         position: letters that were right before it.

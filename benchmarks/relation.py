@@ -1,4 +1,4 @@
-"""What the benchmarks of the two relations share: arguments, contenders, inputs, rows of results."""
+"""Helpers of the benchmarks of both relations: arguments, contenders, inputs, rows of results."""
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What decoding and the data side are held to: each figure of a benchmark's record beside its target."""
+"""The targets of decoding and of the data side, each beside the figure of a benchmark's record."""
 
 from collections.abc import Iterable
 from typing import Any

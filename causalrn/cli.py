@@ -64,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # For a run that continues at its last step.
+        # A run that continues at its last step begins no training.
         super().setup(trainer, pl_module, "fit")
 
 
@@ -138,13 +138,13 @@ class CLI(LightningCLI):
             name_for_children(self.start.run_dir)
             self.config["run_dir"] = str(self.start.run_dir)
             self.leave_aside_arguments_of_a_start()
-            # Again, as reading the config may have drawn numbers.
+            # Once more: reading the config may have drawn random numbers.
             L.seed_everything(self.config["seed_everything"], workers=True)
             super().instantiate_classes()
             yield self
 
     def leave_aside_arguments_of_a_start(self) -> None:
-        """What is kept must not send another start, of this run or of one that uses its config, elsewhere."""
+        """Takes --resume and --init_from out of the config that is kept: another start would be sent elsewhere by them."""
         for name in OF_A_START:
             if self.config[name] and not flag_value(self.arguments, f"--{name}"):
                 warnings.warn(

@@ -73,7 +73,7 @@ def measure_lengths(
     Raises:
         ValueError: not even the shortest length can be evaluated.
     """
-    # Not the data's own settings: the options bound the evaluation.
+    # The options bound the evaluation here; the data keep their own settings.
     data: Any = data_of(checkpoint, options.checkpoint, options.data)
     data.prepare_data()
     data.setup("validate")
@@ -127,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
     )
-    # Without either: the metrics that training logs.
+    # Neither of the two gives the metrics that training logs.
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--lengths",

@@ -101,6 +101,6 @@ def finish(cli: CLI, history: History) -> None:
 
 
 if __name__ == "__main__":
-    # A setting of the whole process: not for a caller of main.
+    # This setting holds for the whole process, so main leaves it to the command.
     keep_freed_memory()
     run_command(main)

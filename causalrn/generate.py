@@ -24,7 +24,7 @@ CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 
 def main(args: list[str] | None = None) -> None:
     options = make_parser().parse_args(args)
-    # Here for the names as they were typed, before anything is read; `Sampling` holds them for everybody.
+    # `Sampling` checks the same values; here the message has the flag as it was typed, before anything is read.
     check_options(options, "[0, inf)", "max_tokens", "temperature")
     check_options(options, "[1, inf)", "top_k", "samples")
     check_options(options, "(0, 1]", "top_p")
@@ -181,7 +181,7 @@ def answer(network: LanguageModel, codec: Codec, prompts: list[str], options: ar
     try:
         run(tokens, texts, printer, codec, clock)
     finally:
-        # Also after Ctrl-C: what has come is kept.
+        # After Ctrl-C, too, the text that has come is kept.
         for index, text in enumerate(texts):
             printer.add(index, text.finish())
         printer.close()

@@ -1,4 +1,4 @@
-"""The machine: its memory, hardware and revision; and what is shared with datamodules: files, locks, ranges, extras."""
+"""The machine and its memory, the revision of the code, and small helpers for files, locks and ranges of settings."""
 
 import platform
 import subprocess
@@ -25,6 +25,7 @@ __all__ = [
     "git",
     "git_revision",
     "is_locked",
+    "new_figure",
     "optional_module",
     "replacing",
     "write_atomically",
@@ -50,7 +51,7 @@ def environment() -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str | None:
-    """What git prints in the checkout that this code runs from, or None where it is none."""
+    """The output of git in the checkout that this code runs from, or None where there is no checkout."""
     try:
         done = subprocess.run(
             ["git", *arguments],
@@ -99,7 +100,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def system_bytes() -> int | None:
-    """What Linux says a new program can take without swapping."""
+    """The memory that a new program can take without swapping, as Linux estimates it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -108,7 +109,7 @@ def system_bytes() -> int | None:
 
 
 def cgroup_bytes() -> int | None:
-    """What the container or the batch job still allows."""
+    """The memory that the container or the batch job still allows."""
     try:
         limit, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
     except OSError:
@@ -123,6 +124,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty picture of so many inches: a Figure of matplotlib, which is slow to import and needed by few commands."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

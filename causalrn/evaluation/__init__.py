@@ -1,1 +1,1 @@
-"""What is measured of a network, without Lightning: metrics, lengths beyond training, the pairs of its relations."""
+"""Measures a network, without Lightning: metrics, lengths beyond training, the pairs of its relations."""

@@ -1,4 +1,4 @@
-"""Between people and a checkpoint's tokens: its tokenizer, the letters of the copy task, or plain token numbers."""
+"""Turns prompts into tokens and tokens into text, by a checkpoint's tokenizer, as letters, or as numbers."""
 
 import string
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,16 @@ import numpy as np
 from datamodules.tasks.strings import BOS, EOS, FIRST_LETTER, SEP
 from datamodules.tokenizers import from_description
 
-# How a character looks whose bytes have not all come yet.
+# A character whose bytes have not all come yet is decoded as this.
 CUT_OFF = "\N{REPLACEMENT CHARACTER}"
 
 
 class Codec(Protocol):
-    """What a prompt becomes, and what tokens look like."""
+    """Encodes prompts and decodes tokens."""
 
     vocab_size: int
     stop_tokens: tuple[int, ...]
-    # For `temperature`, where the user gives none: a task with one right answer wants the most likely token.
+    # The temperature where the user gives none. A task with one right answer wants the most likely token.
     default_temperature: float
 
     def encode(self, prompt: str) -> list[int]: ...

@@ -1,4 +1,4 @@
-"""What the pairs of a relation look like inside, layer by layer: the numbers that tell a run that copies from one that does not."""
+"""Numbers of a relation's pairs, layer by layer, which tell a run that copies from one that does not."""
 
 import math
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from causalrn.evaluation.lengths import LengthResult, LengthResults
-from causalrn.system import replacing
+from causalrn.system import new_figure, replacing
 
 COLUMNS = (
     "step",
@@ -79,10 +79,7 @@ def draw_lengths(
         title: of the picture.
         context: training context of a text model.
     """
-    # Slow to import, and needed by few.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axis = figure.subplots()
     lengths = [result.length for result in found.results]
     # A single length has no width of its own on the axis.

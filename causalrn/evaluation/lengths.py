@@ -26,7 +26,7 @@ from causalrn.system import check_range
 
 
 class LengthData(Protocol):
-    """What a DataModule must offer: its validation samples at any length."""
+    """The part of a DataModule that is needed here: its validation samples at any length."""
 
     @property
     def training_lengths(self) -> tuple[int, int]: ...
@@ -38,7 +38,7 @@ class LengthData(Protocol):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an evaluation at several lengths may cost.
+    """Limits of an evaluation at several lengths.
 
     Args:
         samples: strings at each length; of text, blocks of the training context, whose tokens longer blocks share.

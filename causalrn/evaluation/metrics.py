@@ -105,7 +105,7 @@ class BitsPerByte(MeanOverCount):
 
 
 class FirstErrors(Metric):
-    """Where answers go wrong: how many of its tokens each one had right before its first mistake."""
+    """The number of right tokens of each answer before its first mistake."""
 
     full_state_update = False
     higher_is_better = True
@@ -120,8 +120,8 @@ class FirstErrors(Metric):
     def update(self, predictions: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> None:
         answer = targets != IGNORE_INDEX
         wrong = answer & (predictions != targets)
-        # Appended by every rank at every batch, so that no rank comes to the gathering without a state; a row without
-        # targets has 0 of 0 tokens right.
+        # Every rank appends at every batch, even if it has no targets, because torchmetrics cannot gather from a rank
+        # with an empty state. A row without targets has 0 of 0 tokens right.
         self.right.append((answer & (wrong.cumsum(1) == 0)).sum(1))
         self.whole.append(answer.sum(1))
 
@@ -158,7 +158,7 @@ class PositionLoss(Metric):
         return self.nats, self.count
 
 
-# What a model is validated by, by the last part of the logged name.
+# The metrics of validation, by the last part of the logged name.
 TEXT_METRICS = ("loss", "bits_per_byte")
 TASK_METRICS: dict[str, type[Metric]] = {
     "loss": MeanLoss,
@@ -174,7 +174,7 @@ def is_text(data: Any) -> bool:
 
 
 def metric_names(data: Any) -> list[str]:
-    """What a model is validated by on a DataModule's data."""
+    """The names of the metrics by which a model is validated on a DataModule's data."""
     return list(TEXT_METRICS if is_text(data) else TASK_METRICS)
 
 

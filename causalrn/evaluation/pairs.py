@@ -1,4 +1,4 @@
-"""How much each earlier position contributes to each position in a layer: what one looks at to see copying look back."""
+"""The heat map of one layer: how much each earlier position contributes to each position."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causalrn.evaluation.diagnostics import probe_pairs, relation_of
 from causalrn.models import LanguageModel
+from causalrn.system import new_figure
 
 # Tokens that still have room for their names along an axis.
 NAMED_TOKENS = 80
@@ -43,11 +44,8 @@ def pair_norms(network: LanguageModel, tokens: Int[Tensor, " T"], layer: int) ->
 
 def draw_pairs(norms: Float[Tensor, "T T"], names: list[str], position: int, title: str, path: Path) -> None:
     """Draws all pairs of a layer as a heat map, and those of one position as bars beside their tokens."""
-    # Slow to import, and needed by few.
-    from matplotlib.figure import Figure
-
     size = min(14.0, 4 + 0.16 * len(names))
-    figure = Figure(figsize=(size, size + 2.5), layout="constrained")
+    figure = new_figure(size, size + 2.5)
     heat, bars = figure.subplots(2, 1, height_ratios=(4, 1))
     image = heat.imshow(norms.numpy(), cmap="magma", interpolation="nearest")
     heat.axhline(position, color="tab:cyan", linewidth=0.8)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from causalrn.cli import whole_numbers
 from causalrn.evaluation.diagnostics import Pairs, probe, trained_positions
-from causalrn.system import check_options, write_json
+from causalrn.system import check_options, new_figure, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config
 from causalrn.training.data_folders import data_of
 
-# Beside these the JSON file has every quantile.
+# The table has these; the JSON file has every quantile.
 COLUMNS = {
     "inverse_std_q50": "1/s median",
     "inverse_std_max": "1/s max",
@@ -109,11 +109,10 @@ def print_numbers(sets: dict[str, list[dict[str, float]]]) -> None:
 
 def draw(sets: dict[str, list[Pairs]], path: Path, checkpoint: Path) -> None:
     """One row of panels per validation set: both distributions over the layers, and who contributes over length."""
-    # Slow to import, and needed by few.
+    # matplotlib is slow to import.
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.6 * len(sets)), layout="constrained")
+    figure = new_figure(13, 3.6 * len(sets))
     axes = figure.subplots(len(sets), 3, squeeze=False)
     for (name, layers), row in zip(sets.items(), axes, strict=True):
         draw_distribution(row[0], [pairs.inverse_std for pairs in layers], layers, "1 / s_ij")

@@ -1,4 +1,4 @@
-"""What a report says of the runs besides their results: what they cost, how their configs differ, where they ran."""
+"""The costs of runs, the differences of their configs, and the machines that they ran on."""
 
 import json
 import re

@@ -29,7 +29,7 @@ NETWORK = "model.init_args.network.init_args"
 
 @dataclass
 class Run:
-    """What a run folder holds.
+    """The content of a run folder.
 
     Args:
         path: the folder.
@@ -167,7 +167,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def environment_facts(known: dict[str, Any]) -> dict[str, str]:
-    """What a start ran on and with, as it is shown."""
+    """Machine and versions of a start, as they are shown."""
     facts = {
         "git revision": known.get("git_revision") or "unknown",
         "accelerators": ", ".join(known.get("accelerators") or []) or "none",

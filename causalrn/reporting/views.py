@@ -1,4 +1,4 @@
-"""Arranges runs into what a report shows of their results: copying table, accuracy over steps and length, ablation."""
+"""Arranges the results of runs into the copying table, accuracy over steps and over length, and the ablation."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from causalrn.reporting.runs import MODELS, NETWORK, Run
 
-# What differs between runs of one experiment without making another model of it.
+# These settings may differ between runs of one model.
 NOT_OF_A_MODEL = (
     "trainer.",
     "seed_everything",
