@@ -1,7 +1,9 @@
 """Packs configs/ into the package, and builds the CPU kernels: plain C++, compiled per instruction set into one library."""
 
+import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
@@ -42,16 +44,23 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         once = str(COMPILED_ONCE)
-        per_isa = [source for source in ext.sources if source != once]
-        objects = self.compiler.compile([once], output_dir=self.build_temp, extra_preargs=FLAGS)
-        for isa, flags in INSTRUCTION_SETS.items():
-            objects += self.compiler.compile(
-                per_isa,
-                output_dir=str(Path(self.build_temp, isa)),
-                macros=[("CAUSALRN_ISA", isa)],
-                extra_preargs=[*FLAGS, *OPENMP, *flags],
+        jobs: list[tuple[str, str | None]] = [(once, None)]
+        jobs += [(source, isa) for source in ext.sources if source != once for isa in INSTRUCTION_SETS]
+
+        def compiled(job: tuple[str, str | None]) -> str:
+            source, isa = job
+            (found,) = self.compiler.compile(
+                [source],
+                output_dir=str(Path(self.build_temp, isa or "once")),
+                macros=[("CAUSALRN_ISA", isa)] if isa else [],
+                extra_preargs=[*FLAGS, *OPENMP, *INSTRUCTION_SETS[isa]] if isa else FLAGS,
                 depends=ext.depends,
             )
+            return found
+
+        # One compiler for each core: they take minutes on one.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compiled, jobs))
         # Linked as C: the kernels use nothing of the C++ runtime, and so depend on none. Defs: a symbol that is
         # missing must fail here, where the library is optional, not when it is loaded.
         self.compiler.link_shared_object(
