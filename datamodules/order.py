@@ -132,7 +132,7 @@ class LocalPermutation:
         for window in np.unique(windows):
             chosen = windows == window
             size = min(self.window_samples, self._domain - int(window) * self.window_samples)
-            places[chosen] = _cached_permutation(size, *self._key, "window", int(window))(offsets[chosen])
+            places[chosen] = _window_permutation(size, *self._key, "window", int(window))(offsets[chosen])
         slots, within = np.divmod(places, self.group)
         return self._groups(windows * self._window + slots) * self.group + within
 
@@ -147,14 +147,8 @@ def _walk(permute: Callable[[Any], Any], values: npt.NDArray[Any], size: int) ->
     return values
 
 
-@functools.lru_cache(maxsize=8)
-def _cached_permutation(size: int, *key: int | str) -> Permutation:
-    return Permutation(size, *key)
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_permutation(size: int, group: int, window: int, seed: int, epoch: int) -> LocalPermutation:
-    return LocalPermutation(size, group, window, "epoch", seed, epoch)
+_window_permutation = functools.lru_cache(maxsize=8)(Permutation)
+_epoch_permutation = functools.lru_cache(maxsize=4)(LocalPermutation)
 
 
 def shuffled(
@@ -169,5 +163,5 @@ def shuffled(
     samples = np.empty_like(offsets)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        samples[chosen] = _epoch_permutation(size, group, window, seed, int(epoch))(offsets[chosen])
+        samples[chosen] = _epoch_permutation(size, group, window, "epoch", seed, int(epoch))(offsets[chosen])
     return samples

@@ -25,7 +25,7 @@ PARTS = ".parts"
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How documents become shards; the same settings and input give the same bytes.
+    """Settings that make shards of documents; the same settings and input give the same bytes.
 
     Attributes:
         tokenizer: description of the tokenizer.

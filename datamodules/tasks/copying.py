@@ -24,9 +24,6 @@ class Copy(StringTask):
 
     name = "copy"
 
-    def positions(self, length: int) -> int:
-        return 2 * length + 2
-
     def describe_tokenizer(self) -> dict[str, Any]:
         if self.alphabet_size > len(string.ascii_lowercase):
             return super().describe_tokenizer()
