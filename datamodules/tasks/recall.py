@@ -131,11 +131,7 @@ class RecallDataModule(SyntheticDataModule):
         task: the vocabulary and the filler; the grids give lengths and pairs.
         train_grid: `[length, pairs]` entries; one that stands twice is drawn twice as often.
         val_grid: `[length, pairs]` of the evaluation sets.
-        batch_size: samples per step over all ranks.
-        val_samples: samples in each evaluation set.
-        batches_per_epoch: steps that the Trainer calls an epoch; the stream itself has no end.
-        num_workers: worker processes.
-        seed: chooses the training samples.
+        settings: as of `SyntheticDataModule`: batch_size, val_samples, batches_per_epoch, num_workers, seed.
 
     Raises:
         ValueError: an entry that is no `[length, pairs]`, or more pairs than fit.
@@ -146,11 +142,7 @@ class RecallDataModule(SyntheticDataModule):
         task: AssociativeRecall,
         train_grid: list[list[int]] | None = None,
         val_grid: list[list[int]] | None = None,
-        batch_size: int = 64,
-        val_samples: int = 256,
-        batches_per_epoch: int = 1000,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         grids = {
             "train_grid": ZOOLOGY_TRAIN if train_grid is None else train_grid,
@@ -170,11 +162,7 @@ class RecallDataModule(SyntheticDataModule):
                 f"length_{length}_pairs_{pairs}": entry
                 for entry, (length, pairs) in zip(val, grids["val_grid"], strict=True)
             },
-            batch_size=batch_size,
-            val_samples=val_samples,
-            batches_per_epoch=batches_per_epoch,
-            num_workers=num_workers,
-            seed=seed,
+            **settings,
         )
 
     def identity(self) -> dict[str, Any]:
