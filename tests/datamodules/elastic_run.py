@@ -4,6 +4,7 @@ Every rank writes `{record}-{rank}.jsonl`, one line per micro-step.
 """
 
 import json
+import multiprocessing
 import os
 import warnings
 from pathlib import Path
@@ -85,6 +86,8 @@ def run(settings: dict[str, Any], module: type[Recorder] = Recorder) -> None:
 def run_alone(settings: dict[str, Any], environment: dict[str, str]) -> None:
     """A segment in a process of its own."""
     os.environ.update(environment)
+    # The loader's workers are forks, as in a process that was not started by a fork server.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     run(settings)

@@ -98,12 +98,21 @@ def test_commands_are_addresses_too(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "a").read_bytes() == CONTENT
 
 
-def test_s3_is_read_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "aws").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "aws").chmod(0o755)
+@pytest.mark.parametrize(
+    ("url", "program", "arguments"),
+    [
+        ("s3://bucket/a b.tar", "aws", "s3 cp s3://bucket/a b.tar -"),
+        ("gs://bucket/a b.tar", "gsutil", "cat gs://bucket/a b.tar"),
+    ],
+)
+def test_buckets_are_read_by_their_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, program: str, arguments: str
+) -> None:
+    (tmp_path / program).write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    fetch("s3://bucket/a b.tar", tmp_path / "cache" / "a")
-    assert (tmp_path / "cache" / "a").read_text() == "s3 cp s3://bucket/a b.tar -\n"
+    fetch(url, tmp_path / "cache" / "a")
+    assert (tmp_path / "cache" / "a").read_text() == f"{arguments}\n"
 
 
 @pytest.mark.parametrize(
