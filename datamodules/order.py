@@ -18,6 +18,9 @@ _MIX_2 = 0x94D049BB133111EB
 # Four rounds make a Feistel network pseudorandom for ideal round functions (Luby, Rackoff 1988); the doubled
 # number costs about a microsecond per batch and serves the tiny domains, whose halves have only a few bits.
 _ROUNDS = 8
+# A permutation of so few samples is computed once for all of them. Where few samples lie in one large run, walking over
+# what lies outside takes hundreds of steps, which are look-ups then.
+_MAX_TABLE = 1 << 16
 
 
 def mix(values: UInt64Array) -> UInt64Array:
@@ -124,7 +127,12 @@ class LocalPermutation:
 
     def __call__(self, indices: npt.ArrayLike) -> Int64Array:
         """The images of `indices`, each in [0, size); shape of `indices`."""
-        return _walk(self._permute, np.asarray(indices, dtype=np.int64), self.size)
+        permute = self._table.__getitem__ if self._domain <= _MAX_TABLE else self._permute
+        return _walk(permute, np.asarray(indices, dtype=np.int64), self.size)
+
+    @functools.cached_property
+    def _table(self) -> Int64Array:
+        return self._permute(np.arange(self._domain))
 
     def _permute(self, indices: Int64Array) -> Int64Array:
         windows, offsets = np.divmod(indices, self.window_samples)

@@ -149,8 +149,7 @@ def settings(shards: Path, folder: Path, steps: int, **more: Any) -> dict[str, A
 )
 class TestOneRank:
     def test_a_run_can_stop_after_any_step(self, tmp_path: Path, numbered_shards: Path) -> None:
-        # Epochs of 6 batches: stops lie within one, at its end and in the next.
-        steps = 9
+        steps = 14
         run(settings(numbered_shards, tmp_path / "unbroken", steps))
         unbroken = micro_steps(tmp_path / "unbroken")
         for stop in range(1, steps):
