@@ -19,8 +19,8 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
     it would have seen. `batch_size` counts samples per step over all ranks, which keeps the optimisation the same
     when their number changes; it must be divisible by that number.
 
-    Subclasses set the fixed sets and the stream, and say what their data is. A config can link what it states again
-    to `vocab_size` and `max_length`.
+    Subclasses set the fixed sets and the stream, and say what their data is: `kind`, `vocab_size` and `max_length` are
+    known as soon as the object is made, so that a config states these once and links them to the network.
 
     Attributes:
         kind: "text", natural text, which has no one right answer, or "task", whose every answer is right or wrong.
@@ -41,14 +41,15 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
     @property
     @abstractmethod
     def max_length(self) -> int:
-        """Positions of the longest row, training or evaluation."""
+        """Tokens of the longest row in training and in the evaluation sets; `length_loader` may ask for longer ones."""
 
     @abstractmethod
     def describe_tokenizer(self) -> dict[str, Any]:
         """Plain values that tell what tokens stand for.
 
         Either those of `tokenizers.from_description`, or {"kind": "letters", "alphabet_size": N} for the letters of the
-        copy task, or {"kind": "numbers", "vocab_size": V} for tokens that stand for nothing else.
+        copy task, or {"kind": "numbers", "vocab_size": V} for tokens that stand for nothing else. A task knows them at
+        once; text reads them from the manifest of its shards, which `prepare_data` may first have to make or copy.
         """
 
     @property
@@ -120,10 +121,10 @@ class StreamDataModule(lightning.LightningDataModule, ABC):
         )
 
     def batches_per_pass(self) -> int:
-        """Batches of an epoch, and the few more that end its last step.
+        """Batches of an epoch, rounded up to whole optimizer steps.
 
-        The Trainer takes a step at the end of an epoch with whatever it has accumulated, a fifth of a step where five
-        batches make one and a small corpus has one. The stream itself goes on.
+        At the end of an epoch the Trainer steps with what it has accumulated, which would be a fifth of a step where five
+        batches make a step and a small corpus has one batch. The stream itself has no end, so more batches do no harm.
         """
         per_step = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         return math.ceil(self.batches_per_epoch() / per_step) * per_step

@@ -1,12 +1,19 @@
 """Copies files from http(s), s3 and pipe addresses into a local cache, from which they are read like any other file."""
 
+import contextlib
 import hashlib
 import os
 import re
 import select
 import shlex
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Iterator
+from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from datamodules.errors import ShardError
 from datamodules.files import Lock, replacing
@@ -14,15 +21,12 @@ from datamodules.files import Lock, replacing
 _PIECE_BYTES = 1 << 20
 # A sender that is silent for so long is given up.
 _SILENCE_SECONDS = 60.0
-# webdataset reads http(s) by curl; these are the meanings of its exit status.
-_CURL_FAULTS = {
-    6: "there is no such host",
-    7: "nothing answers there",
-    18: "the answer was cut short",
-    22: "the server refused it or has no such file",
-    28: "the server did not answer in time",
-    56: "the connection broke",
-}
+# A server that answers so is busy, and asked again.
+_BUSY = (408, 429, 500, 502, 503, 504)
+_RETRIES = 30
+_RETRY_SECONDS = 2.0
+# These write what an address of their scheme holds.
+_COMMANDS = {"s3": "aws s3 cp {} -", "gs": "gsutil cat {}"}
 
 
 def is_address(location: str) -> bool:
@@ -70,59 +74,92 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, size_bytes: int | 
             # Only a process that was killed leaves one behind, because this one holds the lock.
             for left_over in path.parent.glob(f"{path.name}.*.tmp"):
                 left_over.unlink()
-            with replacing(path) as temporary:
-                with temporary.open("wb") as file:
-                    found = _transfer(url, file)
-                if sha256 not in (None, found):
-                    raise ShardError(f"{url} is truncated or damaged: its sha256 is {found}, wanted {sha256}")
+            digest = hashlib.sha256()
+            with (
+                replacing(path) as temporary,
+                temporary.open("wb") as file,
+                contextlib.closing(_pieces(url)) as pieces,
+            ):
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+                if sha256 not in (None, digest.hexdigest()):
+                    raise ShardError(
+                        f"{url} is truncated or damaged: its sha256 is {digest.hexdigest()}, wanted {sha256}"
+                    )
     except OSError as error:
         raise ShardError(f"cannot write {path}, the copy of {url}: {error.strerror}") from None
 
 
-def _transfer(url: str, file: IO[bytes]) -> str:
-    """Writes what an address holds into a file; returns its sha256."""
-    digest = hashlib.sha256()
-    source = _open(url)
+def open_url(url: str, **headers: str) -> Any:
+    """The answer to a request; a server that is busy is asked again.
+
+    Raises:
+        OSError: there is no answer, or it is an error.
+    """
+    request = urllib.request.Request(url, headers=headers)
+    retries = _RETRIES
+    while True:
+        try:
+            return urllib.request.urlopen(request, timeout=_SILENCE_SECONDS)
+        except urllib.error.HTTPError as error:
+            error.close()
+            retries -= 1
+            if error.code not in _BUSY or retries < 0:
+                raise
+        time.sleep(_RETRY_SECONDS)
+
+
+def reason_of(error: Exception) -> str:
+    """Why an address cannot be read, in a few words."""
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, TimeoutError):
+        return f"nothing came for {_SILENCE_SECONDS:g} seconds"
+    return str(getattr(cause, "strerror", None) or cause)
+
+
+def _pieces(url: str) -> Generator[bytes, None, None]:
+    """What an address holds.
+
+    Raises:
+        ShardError: it cannot be read to its end.
+    """
+    scheme, _, rest = url.partition(":")
+    command = rest if scheme == "pipe" else _COMMANDS.get(scheme, "").format(shlex.quote(url))
     try:
-        while piece := _read(url, source):
-            digest.update(piece)
-            file.write(piece)
-    except BaseException:
-        # It may be silent and never end by itself.
-        source.proc.kill()
-        source.stream.close()
-        source.proc.wait()
-        raise
-    try:
-        source.close()
-    except OSError:
-        status = source.proc.returncode
-        words = _CURL_FAULTS.get(status, "") if url.startswith("http") else ""
-        raise ShardError(f"cannot read {url}: {words or f'its reader ended with status {status}'}") from None
-    return digest.hexdigest()
+        yield from _output(command) if command else _download(url)
+    except (OSError, ValueError, HTTPException) as error:
+        raise ShardError(f"cannot read {url}: {reason_of(error)}") from None
 
 
-def _open(url: str) -> Any:
-    """webdataset's reader of an address: a process, whose output the content is."""
-    # webdataset imports torch, which the preparation of shards does without.
-    from webdataset.gopen import gopen
-
-    if url.startswith("s3://"):
-        # webdataset leaves s3 to commands.
-        return _open(f"pipe:aws s3 cp {shlex.quote(url)} -")
-    try:
-        return gopen(url)
-    except FileNotFoundError as error:
-        raise ShardError(f"cannot read {url}: the program {error.filename} is not installed") from None
-    except ValueError as error:
-        raise ShardError(f"cannot read {url}: {error}") from None
+def _download(url: str) -> Iterator[bytes]:
+    with open_url(url) as answer:
+        # Python takes a connection that ends for the end of the content, whatever length was announced.
+        missing = int(answer.headers["Content-Length"] or 0)
+        while piece := answer.read(_PIECE_BYTES):
+            missing -= len(piece)
+            yield piece
+    if missing > 0:
+        raise OSError("the answer was cut short")
 
 
-def _read(url: str, source: Any) -> bytes:
-    """The next bytes of a reader, none at its end; past its buffer, which cannot be waited for."""
-    descriptor = source.stream.fileno()
-    waiting = select.poll()
-    waiting.register(descriptor, select.POLLIN)
-    if not waiting.poll(1000 * _SILENCE_SECONDS):
-        raise ShardError(f"cannot read {url}: nothing came for {_SILENCE_SECONDS:g} seconds")
-    return os.read(descriptor, _PIECE_BYTES)
+def _output(command: str) -> Iterator[bytes]:
+    """What a shell command writes."""
+    # Without a buffer, whose content cannot be waited for.
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        waiting = select.poll()
+        waiting.register(process.stdout, select.POLLIN)
+        try:
+            while True:
+                if not waiting.poll(1000 * _SILENCE_SECONDS):
+                    raise TimeoutError
+                if not (piece := process.stdout.read(_PIECE_BYTES)):
+                    break
+                yield piece
+        except BaseException:
+            # It may never end by itself.
+            process.kill()
+            raise
+    if process.returncode:
+        raise OSError(f"its reader ended with status {process.returncode}")

@@ -89,7 +89,7 @@ class Lock:
         if descriptor is not None:
             _held.discard(self)
             atexit.unregister(self.release)
-            # While the lock is held, so that nobody else's file is removed.
+            # The file is removed while the lock is held, because afterwards it may be another holder's.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(self.path), os.fstat(descriptor)):
                     self.path.unlink()
@@ -106,7 +106,10 @@ _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _forget_locks() -> None:
-    """A lock lives as long as any process has its file open: a worker would keep the lock of a parent that was killed."""
+    """Closes the locks in a forked process.
+
+    A lock lives as long as any process has its file open, so a fork would keep the lock of a parent that was killed.
+    """
     for lock in list(_held):
         assert lock.descriptor is not None
         os.close(lock.descriptor)

@@ -18,6 +18,9 @@ _MIX_2 = 0x94D049BB133111EB
 # Four rounds make a Feistel network pseudorandom for ideal round functions (Luby, Rackoff 1988); the doubled
 # number costs about a microsecond per batch and serves the tiny domains, whose halves have only a few bits.
 _ROUNDS = 8
+# A permutation of so few samples is computed once for all of them. Where few samples lie in one large run, walking over
+# what lies outside takes hundreds of steps, which are look-ups then.
+_MAX_TABLE = 1 << 16
 
 
 def mix(values: UInt64Array) -> UInt64Array:
@@ -124,7 +127,12 @@ class LocalPermutation:
 
     def __call__(self, indices: npt.ArrayLike) -> Int64Array:
         """The images of `indices`, each in [0, size); shape of `indices`."""
-        return _walk(self._permute, np.asarray(indices, dtype=np.int64), self.size)
+        permute = self._table.__getitem__ if self._domain <= _MAX_TABLE else self._permute
+        return _walk(permute, np.asarray(indices, dtype=np.int64), self.size)
+
+    @functools.cached_property
+    def _table(self) -> Int64Array:
+        return self._permute(np.arange(self._domain))
 
     def _permute(self, indices: Int64Array) -> Int64Array:
         windows, offsets = np.divmod(indices, self.window_samples)
@@ -132,7 +140,7 @@ class LocalPermutation:
         for window in np.unique(windows):
             chosen = windows == window
             size = min(self.window_samples, self._domain - int(window) * self.window_samples)
-            places[chosen] = _cached_permutation(size, *self._key, "window", int(window))(offsets[chosen])
+            places[chosen] = _window_permutation(size, *self._key, "window", int(window))(offsets[chosen])
         slots, within = np.divmod(places, self.group)
         return self._groups(windows * self._window + slots) * self.group + within
 
@@ -147,14 +155,8 @@ def _walk(permute: Callable[[Any], Any], values: npt.NDArray[Any], size: int) ->
     return values
 
 
-@functools.lru_cache(maxsize=8)
-def _cached_permutation(size: int, *key: int | str) -> Permutation:
-    return Permutation(size, *key)
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_permutation(size: int, group: int, window: int, seed: int, epoch: int) -> LocalPermutation:
-    return LocalPermutation(size, group, window, "epoch", seed, epoch)
+_window_permutation = functools.lru_cache(maxsize=8)(Permutation)
+_epoch_permutation = functools.lru_cache(maxsize=4)(LocalPermutation)
 
 
 def shuffled(
@@ -169,5 +171,5 @@ def shuffled(
     samples = np.empty_like(offsets)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        samples[chosen] = _epoch_permutation(size, group, window, seed, int(epoch))(offsets[chosen])
+        samples[chosen] = _epoch_permutation(size, group, window, "epoch", seed, int(epoch))(offsets[chosen])
     return samples

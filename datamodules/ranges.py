@@ -40,14 +40,9 @@ def check_batch_size(batch_size: int, ranks: int) -> None:
 
 
 def contains(interval: str, number: Number) -> bool:
-    low, high = bounds(interval)
+    low, high = map(float, interval[1:-1].split(","))
     above = number >= low if interval.startswith("[") else number > low
     return above and (number <= high if interval.endswith("]") else number < high)
-
-
-def bounds(interval: str) -> tuple[float, float]:
-    low, high = interval[1:-1].split(",")
-    return float(low), float(high)
 
 
 def in_words(interval: str) -> str:

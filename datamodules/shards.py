@@ -138,7 +138,7 @@ class TokenReader:
     Survives being sent to a worker process: open files stay behind.
     """
 
-    # Below the usual limit of 1024 open files per process.
+    # A process may usually have 1024 open files.
     _MAX_OPEN = 256
 
     def __init__(self, folder: str | Path, manifest: Manifest, split: str, url: str | None = None) -> None:
@@ -148,7 +148,7 @@ class TokenReader:
         self.shards = manifest.splits[split].shards
         self.dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self.member_tokens = manifest.member_tokens
-        # Plain lists: a lookup per block in numpy would cost as much as reading the block.
+        # These are lists, because a lookup in a numpy array would cost as much as reading a block.
         self._ends = list(itertools.accumulate(shard.tokens for shard in self.shards))
         self._checked = [bytearray(len(shard.offsets)) for shard in self.shards]
         self.tokens = self._ends[-1] if self._ends else 0

@@ -30,14 +30,14 @@ class Batch(TypedDict):
     targets: Int64[Tensor, "B T"]
 
 
-# A worker sends small arrays and lists for a batch, because tensors would take a detour over shared memory.
+# A worker sends small arrays and lists for a batch, because tensors would travel through shared memory, which is slower.
 Rows = dict[str, Any]
 
-# Batches whose order is computed at a time: enough to make the cost per batch of vectorised hashing negligible.
+# The order of so many batches is computed at a time, which makes the cost of hashing per batch negligible.
 _BATCHES_AHEAD = 64
-# Samples that a worker sends at a time: the queue costs as much for one small batch as for a few.
+# A worker sends about so many samples at a time, because the queue costs as much for one small batch as for a few.
 _SAMPLES_PER_ITEM = 256
-# How long a worker lives on after SIGTERM: longer than schedulers wait before they kill.
+# A worker lives on for so long after SIGTERM. Schedulers wait less before they kill.
 _GRACE_SECONDS = 120
 
 
@@ -142,10 +142,10 @@ class StreamLoader(_Loader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the owner's to save. Lightning takes a loader with this method for resumable.
+        """An empty state, because the DataModule saves the position.
 
-        Lightning restores what a loader saves after the DataModule's state, and not at all where something asked
-        for the training length early, so the DataModule's state is the one that counts.
+        The method must exist, because Lightning resumes in the middle of an epoch only with a loader that has it. What
+        a loader saves is not restored where something asked for the training length early, so nothing is kept here.
         """
         return {}
 

@@ -156,6 +156,11 @@ class TextDataModule(StreamDataModule):
         return self.context_length
 
     def describe_tokenizer(self) -> dict[str, Any]:
+        """What the manifest says.
+
+        Raises:
+            ShardError: there is no manifest, as before `prepare_data` has copied that of an address or prepared a corpus.
+        """
         return self.manifest.tokenizer
 
     @property
@@ -180,13 +185,13 @@ class TextDataModule(StreamDataModule):
             callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
             if not any(isinstance(callback, SkippedSamples) for callback in callbacks):
                 callbacks.append(SkippedSamples())
-        # Read here, so that what is wrong with the folder is said before anything is built.
+        # The manifest is read here, so that a faulty folder is refused before anything is built.
         _ = self.manifest
 
     def baselines(self) -> dict[str, float]:
-        """Bits per byte of methods without a network on the bytes that this trainer validates on; nothing if on none.
+        """Bits per byte of methods without a network on the bytes that this trainer validates on; empty if on none.
 
-        Nothing, and a warning, where a shard cannot be read: what was trained is not lost for want of a comparison.
+        It is empty too, after a warning, where a shard cannot be read: a trained network is worth more than a comparison.
         """
         if self.trainer is not None and not self.trainer.limit_val_batches:  # pyright: ignore[reportAttributeAccessIssue]
             return {}

@@ -1,4 +1,4 @@
-"""How many bytes of text each token of a Hugging Face tokenizer stands for."""
+"""Counts the bytes of text that each token of a Hugging Face tokenizer stands for."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# How a byte that no token spells is written where the decoder puts bytes together.
+# The decoder ByteFallback puts bytes together that no token spells; each is a token written like this.
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 

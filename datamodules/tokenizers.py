@@ -14,7 +14,7 @@ from datamodules.token_sizes import token_sizes
 
 Tokens = npt.NDArray[Any]
 
-# Characters that BPE is given at a time: bounds the memory that a long document takes.
+# BPE is given so many characters at a time, which bounds the memory that a long document takes.
 _BPE_CHARACTERS = 1 << 18
 _WORD_SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 _LONE_SPACE = re.compile(r"(?<=\S) (?=\S)")
@@ -133,8 +133,8 @@ class CharTokenizer:
 class BpeTokenizer:
     """A tokenizer.json of the Hugging Face `tokenizers` library, kept as its text.
 
-    Truncation and padding that the file asks for are not done, and no tokens are put around a text: what is encoded is
-    the text, the whole of it and nothing else.
+    Truncation, padding and tokens around a text, which the file may ask for, are switched off, so that exactly the text
+    is encoded.
 
     Attributes:
         switched_off: which of "truncation" and "padding" the file asks for.
@@ -165,7 +165,7 @@ class BpeTokenizer:
         if eot_id is None:
             raise ValueError(f"the tokenizer has no token that ends a document: wanted {self.END_TOKENS}")
         self.eot_id: int = eot_id
-        # Numbers that no token has count too: a model needs a row for each up to the highest.
+        # Ids that no token has count too, because a model needs a row for each id up to the highest.
         self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
 
     @classmethod
@@ -211,7 +211,7 @@ class BpeTokenizer:
 
     def token_bytes(self) -> npt.NDArray[np.int64]:
         sizes = self._sizes.copy()
-        # A space before the document is counted already, and stands for the end as well.
+        # The space before a document is counted already, so the end counts for nothing.
         sizes[self.eot_id] = 0 if self._adds_space else 1
         return sizes
 

@@ -29,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = commands.add_parser("text", help="shards from .txt, .jsonl, .parquet or .tar files")
     text.add_argument("--input", nargs="+", required=True, help="files and folders")
     text.add_argument("--text-field", default="text", help="JSON key or parquet column (default: text)")
-    text.add_argument("--val-fraction", type=_fraction, default=0.05)
-    text.add_argument("--test-fraction", type=_fraction, default=0.05)
+    text.add_argument("--val-fraction", type=float, default=0.05)
+    text.add_argument("--test-fraction", type=float, default=0.05)
     text.add_argument("--split-by", choices=["auto", "documents", "position"], default="auto")
     text.add_argument("--seed", type=int, default=0, help="chooses the held-out documents")
     text.add_argument("--on-bad-document", choices=["raise", "skip"], default="raise")
@@ -50,13 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
         command.add_argument("--overwrite", action="store_true", help="replace what the folder holds")
     return parser
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"wanted a number in [0, 1), got {text}")
-    return value
 
 
 def _run_text(options: argparse.Namespace) -> str:

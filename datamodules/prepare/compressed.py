@@ -43,15 +43,12 @@ def open_compressed(path: str, start: int = 0) -> Iterator[BinaryFile]:
 
 def _open(path: str) -> BinaryFile:
     compression = compression_of(path)
-    if compression == ".gz":
-        return gzip.open(path, "rb")
     if compression == ".zst":
         library = optional_module("pyarrow", "data", path)
-        # Unlike the readers of the zstandard library it tells a file that was cut short from one that ends.
+        # It notices that a file was cut short; the readers of the zstandard library do not.
         return io.BufferedReader(library.CompressedInputStream(library.OSFile(path), "zstd"), _PIECE_BYTES)
-    if compression == ".xz":
-        return lzma.open(path, "rb")
-    return bz2.open(path, "rb") if compression == ".bz2" else open(path, "rb")
+    readers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+    return readers.get(compression, open)(path, "rb")
 
 
 def content_bytes(path: str) -> int:

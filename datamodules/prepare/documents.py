@@ -20,12 +20,12 @@ _OTHER_MARKS = {
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 _LOOKED_AT_BYTES = 1024
-# A few NUL bytes among a few letters say nothing.
+# Fewer bytes than these tell nothing of the encoding.
 _TELLING_BYTES = 16
 
 # A document longer than one piece is read piece by piece, so that memory does not grow with it.
 PIECE_BYTES = 1 << 20
-# JSON and parquet hand over a document at once; one above this would break the promise on memory.
+# A JSON document is read at once, so one above this size would take too much memory.
 MAX_RECORD_BYTES = 1 << 25
 _TAR_BLOCK_BYTES = 512
 
@@ -110,7 +110,7 @@ def other_encoding(head: bytes) -> str | None:
         if head.startswith(marks):
             return name
     head = head[:_LOOKED_AT_BYTES]
-    # Without a mark it is told by the NUL bytes of the characters below U+0100, and by making sense as text.
+    # Characters below U+0100 have NUL bytes in these encodings, which tells them where no mark does.
     if len(head) < _TELLING_BYTES or head.count(0) * 4 < len(head):
         return None
     return next(
@@ -200,7 +200,7 @@ def _json_document(name: str, content: bytes, text_field: str, start: int, withi
     marked = content.startswith(MARK)
     try:
         text = content.decode()
-        # Neither is JSON; the check reports where they stand, or that the encoding is another.
+        # JSON has neither NUL bytes nor bad UTF-8. The check tells their place, or that the encoding is another.
         if "\0" in text:
             return _whole(name, content, start, within)
         return _record_document(name, json.loads(text[marked:]), text_field)

@@ -1,28 +1,23 @@
 """Takes one file of a package from the configured package index, by its hash and without running any of its code."""
 
-import hashlib
 import html
 import os
 import re
-import shutil
-import ssl
 import subprocess
 import sys
 import tarfile
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from datamodules.errors import DocumentError
-from datamodules.files import replacing
+from datamodules.fetch import fetch, open_url, reason_of
 
-_TIMEOUT_SECONDS = 120
+_PYPI = "https://pypi.org/simple"
 
 
 @dataclass(frozen=True)
@@ -35,26 +30,20 @@ class PackageFile:
 
 
 def fetch_package(wanted: PackageFile, folder: Path) -> Path:
-    """The file in `folder`, downloaded if it is not there yet; its hash is compared either way.
+    """The file in `folder`, downloaded if it is not there yet.
 
     pip itself would run the setup.py of a source distribution to learn its metadata, so the file is taken from the
     index page that pip is configured to use.
 
     Raises:
-        DocumentError: if no configured index has the file, or its content has another hash.
+        DocumentError: no configured index has the file.
+        ShardError: its content cannot be read, or has another hash.
     """
     path = folder / wanted.filename
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         url = find_file(wanted)
         print(f"downloading {wanted.filename}", file=sys.stderr)
-        with _open(url) as source, replacing(path) as temporary, temporary.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted.sha256:
-        path.unlink()
-        raise DocumentError(f"{wanted.filename} has sha256 {found}, wanted {wanted.sha256}; it was removed")
+        fetch(url, path, sha256=wanted.sha256)
     return path
 
 
@@ -81,19 +70,20 @@ def find_file(wanted: PackageFile) -> str:
     Raises:
         DocumentError: no index has it.
     """
+    if certificates := pip_setting("cert"):
+        # OpenSSL reads it where a connection begins.
+        os.environ.setdefault("SSL_CERT_FILE", certificates[0])
     tried = []
-    indexes = pip_setting("index-url") or ["https://pypi.org/simple"]
-    for index in [*indexes, *pip_setting("extra-index-url")]:
+    for index in [*(pip_setting("index-url") or [_PYPI]), *pip_setting("extra-index-url")]:
         page_url = f"{index.rstrip('/')}/{wanted.project}/"
         if page_url.startswith("file:"):
             page_url += "index.html"
         try:
-            with _open(page_url) as page:
+            # An index may also answer in JSON (PEP 691).
+            with open_url(page_url, Accept="text/html, */*;q=0.1") as page:
                 base, content = page.geturl(), page.read().decode()
         except OSError as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-            tried.append(f"{index}: {getattr(error, 'reason', error)}")
+            tried.append(f"{index}: {reason_of(error)}")
             continue
         for link in re.findall(r'(?i)href\s*=\s*["\']([^"\']+)', content):
             url = urllib.parse.urljoin(base, html.unescape(link))
@@ -114,13 +104,3 @@ def pip_setting(name: str) -> list[str]:
         if found.returncode == 0:
             return found.stdout.split()
     return []
-
-
-def _open(url: str) -> Any:
-    context = None
-    if url.startswith("https:"):
-        certificates = pip_setting("cert")
-        context = ssl.create_default_context(cafile=certificates[0] if certificates else None)
-    # An index may also answer in JSON (PEP 691).
-    request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
-    return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=context)

@@ -1,5 +1,6 @@
 """Turns one unit of input into token shards: checks, splits and packs documents, and records what it wrote."""
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -24,7 +25,7 @@ PARTS = ".parts"
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How documents become shards; the same settings and input give the same bytes.
+    """Settings that make shards of documents; the same settings and input give the same bytes.
 
     Attributes:
         tokenizer: description of the tokenizer.
@@ -96,12 +97,15 @@ def pack_unit(folder: Path, unit: int, spans: list[Span], settings: PackSettings
     """
     tokenizer = from_description(settings.tokenizer)
     end = np.array([tokenizer.eot_id])
-    record = UnitRecord()
     dtype = token_dtype(tokenizer.vocab_size)
-    writers = {
-        split: SplitWriter(folder, f"{split}-{unit:05d}", dtype, settings.shard_tokens) for split in SPLITS
-    }
-    try:
+    record = UnitRecord()
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                SplitWriter(folder, f"{split}-{unit:05d}", dtype, settings.shard_tokens)
+            )
+            for split in SPLITS
+        }
         for span in spans:
             for document in read_documents(span, settings.text_field):
                 if _left_out(document, settings, record):
@@ -127,12 +131,7 @@ def pack_unit(folder: Path, unit: int, spans: list[Span], settings: PackSettings
                     record.documents[split] += 1
                     if settings.end_documents:
                         writers[split].write(end)
-        for split, writer in writers.items():
-            record.shards[split] = writer.close()
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
+    record.shards = {split: writer.shards for split, writer in writers.items()}
     write_atomically(record_path(folder, unit), json.dumps(asdict(record)).encode())
     return record
 

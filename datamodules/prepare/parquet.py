@@ -7,11 +7,11 @@ from typing import Any
 from datamodules.errors import DocumentError, optional_module
 
 _BUFFER_BYTES = 1 << 20
-# As many rows are read at a time as hold about this much text.
+# The rows that are read at a time hold about this much text.
 _BATCH_BYTES = 1 << 24
 _BATCH_ROWS = 256
-# Writers end a page at a megabyte, but look only after so many rows: a page of long rows is larger. It is read whole,
-# compressed and uncompressed, so twice this stays below what a preparation may take.
+# Writers end a page at a megabyte, but they look at its size only after so many rows, so a page of long rows is larger. A
+# page is read whole, compressed and uncompressed, so twice its size must stay below what a preparation may take.
 _PAGE_ROWS = 1024
 _MAX_PAGE_BYTES = 150_000_000
 # The hub's copy of WikiText strips the lines that hold nothing; in the raw files these are a space and a line feed.
@@ -26,7 +26,7 @@ def open_parquet(path: str) -> Any:
     """
     library = optional_module("pyarrow.parquet", "data", str(path))
     try:
-        # The column is read as it is needed, not a row group of any size at once.
+        # The column is read as it is needed, because a row group may have any size.
         return library.ParquetFile(
             path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
         )

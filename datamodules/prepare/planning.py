@@ -15,11 +15,11 @@ from datamodules.prepare.documents import SUFFIXES, Span, cut, kind_of, read_doc
 from datamodules.prepare.packing import PackSettings, assign_split, problem_of
 from datamodules.tokenizers import decode_pieces
 
-# Input bytes of one unit of parallel work: seconds of work, so that little is repeated after a kill.
+# A unit of parallel work has about so many bytes of input, which take seconds, so that a kill costs little work.
 UNIT_BYTES = 1 << 26
 # A corpus of fewer .txt files than this is split by position, because so few documents cannot be split fairly.
 _FEW_DOCUMENTS = 20
-# How far a cut moves to find the end of a line.
+# A cut moves at most so far to find the end of a line.
 _LINE_BYTES = 1 << 16
 
 
@@ -135,7 +135,7 @@ def _input_bytes(span: Span) -> int:
 def _by_position(path: Path, settings: PackSettings) -> list[Span]:
     size = content_bytes(str(path))
     val_bytes, test_bytes = int(size * settings.val_fraction), int(size * settings.test_fraction)
-    # Never so far that a line of the file's size leaves a split without text.
+    # A cut moves by at most half of a split, so that not even a line as long as the file leaves a split without text.
     test_start = _line_end(path, size - test_bytes, min(test_bytes // 2, _LINE_BYTES))
     val_start = _line_end(path, size - test_bytes - val_bytes, min(val_bytes // 2, _LINE_BYTES))
     bounds = {"train": (0, val_start), "val": (val_start, test_start), "test": (test_start, size)}

@@ -91,7 +91,7 @@ def _pack(plan: Plan, folder: Path, workers: int) -> None:
     missing = [unit for unit in range(len(plan.units)) if not record_path(folder, unit).exists()]
     if done := len(plan.units) - len(missing):
         print(f"resuming: {done} of {len(plan.units)} units are already prepared", file=sys.stderr)
-    # Elsewhere than on a terminal, a line now and then.
+    # A log file gets a line every ten seconds.
     seconds = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(
         total=len(plan.units), initial=done, desc="preparing", unit="unit", mininterval=seconds
@@ -107,7 +107,7 @@ def _pack(plan: Plan, folder: Path, workers: int) -> None:
 
 def _pack_in_processes(plan: Plan, folder: Path, missing: list[int], workers: int) -> Iterator[UnitRecord]:
     """Packs units in processes of their own; gives the record of each that is finished."""
-    # Forking would copy the locks of a parent whose threads hold some.
+    # A fork would copy locks that threads of the parent hold, and nobody would release them.
     context = multiprocessing.get_context("spawn")
     processes = min(workers, len(missing))
     with ProcessPoolExecutor(processes, context, _end_with_parent, (os.getpid(),)) as pool:

@@ -3,17 +3,17 @@
 import contextlib
 import hashlib
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import ShardError
+from datamodules.files import replacing
 from datamodules.shards import MEMBER_TOKENS, Shard
 
 _TAR_BLOCK = 512
@@ -25,7 +25,7 @@ class ShardWriter:
     Equal tokens give equal bytes: no time, owner or permission of this machine is stored.
 
     Raises:
-        ShardError: where the system refuses the write, as on a full disk; the temporary file is removed.
+        ShardError: the system refuses the write, as on a full disk; the temporary file is removed.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -35,12 +35,11 @@ class ShardWriter:
         self.size_bytes = 0
         self.offsets: list[int] = []
         self.crc32: list[int] = []
-        # With the process in the name, a process left over from a killed preparation cannot write into ours.
-        self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._sha256 = hashlib.sha256()
-        self._file: IO[bytes] | None = None
+        self._open = contextlib.ExitStack()
         with self._naming_the_shard():
-            self._file = self._temporary.open("wb")
+            temporary = self._open.enter_context(replacing(path))
+            self._file = self._open.enter_context(temporary.open("wb"))
 
     def write_member(self, tokens: npt.NDArray[Any]) -> None:
         """Appends one member; only the last may hold fewer than MEMBER_TOKENS tokens."""
@@ -60,25 +59,19 @@ class ShardWriter:
 
     def close(self) -> Shard:
         """Ends the archive and gives it its name."""
-        assert self._file is not None
         self._write(bytes(2 * _TAR_BLOCK))
         with self._naming_the_shard():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self.path)
+            self._open.close()
         sha256 = self._sha256.hexdigest()
         return Shard(self.path.name, self.tokens, self.size_bytes, sha256, self.offsets, self.crc32)
 
     def discard(self) -> None:
-        self._temporary.unlink(missing_ok=True)
-        if self._file is not None:
-            # Closing flushes, which fails again where the disk is full; the descriptor is released all the same.
-            with contextlib.suppress(OSError):
-                self._file.close()
+        """Removes what was written."""
+        # An exception tells `replacing` to give up. Closing flushes, which fails again where the disk is full.
+        with contextlib.suppress(OSError), self._open:
+            raise InterruptedError
 
     def _write(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
         with self._naming_the_shard():
             self._file.write(data)
         self._sha256.update(data)
@@ -94,7 +87,10 @@ class ShardWriter:
 
 
 class SplitWriter:
-    """Packs a stream of tokens into members and members into shards `{prefix}-{number}.tar`."""
+    """Packs a stream of tokens into members and members into shards `{prefix}-{number}.tar`.
+
+    As a context it ends the last shard, or removes it where an exception comes.
+    """
 
     def __init__(self, folder: Path, prefix: str, dtype: str, shard_tokens: int) -> None:
         self.folder = folder
@@ -106,6 +102,15 @@ class SplitWriter:
         self._filled = 0
         self._writer: ShardWriter | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None and self._filled:
+            self._end_member()
+        if self._writer is not None:
+            self._end_shard() if kind is None else self._writer.discard()
+
     def write(self, tokens: npt.NDArray[Any]) -> None:
         while len(tokens):
             size = min(len(tokens), MEMBER_TOKENS - self._filled)
@@ -114,16 +119,6 @@ class SplitWriter:
             self._filled += size
             if self._filled == MEMBER_TOKENS:
                 self._end_member()
-
-    def close(self) -> list[Shard]:
-        if self._filled:
-            self._end_member()
-        self._end_shard()
-        return self.shards
-
-    def discard(self) -> None:
-        if self._writer is not None:
-            self._writer.discard()
 
     def _end_member(self) -> None:
         if self._writer is None:
@@ -134,6 +129,6 @@ class SplitWriter:
             self._end_shard()
 
     def _end_shard(self) -> None:
-        if self._writer is not None:
-            self.shards.append(self._writer.close())
-            self._writer = None
+        assert self._writer is not None
+        self.shards.append(self._writer.close())
+        self._writer = None

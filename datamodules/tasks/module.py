@@ -91,11 +91,11 @@ class SyntheticDataModule(StreamDataModule):
         task: Task,
         train: Sequence[Setting],
         val: dict[str, Setting],
-        batch_size: int,
-        val_samples: int,
-        batches_per_epoch: int,
-        num_workers: int,
-        seed: int,
+        batch_size: int = 64,
+        val_samples: int = 256,
+        batches_per_epoch: int = 1000,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
         for variant, length in (*train, *val.values()):
@@ -159,13 +159,9 @@ class TaskDataModule(SyntheticDataModule):
 
     Args:
         task: makes the samples.
-        batch_size: samples per step over all ranks.
         length: of the samples, in the task's unit, or `[shortest, longest]`, from which each batch draws one.
         val_lengths: lengths of the evaluation sets, one loader each; the longest training length by default.
-        val_samples: samples in each evaluation set.
-        batches_per_epoch: steps that the Trainer calls an epoch; the stream itself has no end.
-        num_workers: worker processes; drawing samples is cheap, so none is needed.
-        seed: chooses the training samples. Evaluation samples do not depend on it.
+        settings: as of `SyntheticDataModule`: batch_size, val_samples, batches_per_epoch, num_workers, seed.
 
     Raises:
         ValueError: settings that are impossible, or lengths that the task has no samples of.
@@ -174,13 +170,9 @@ class TaskDataModule(SyntheticDataModule):
     def __init__(
         self,
         task: Task,
-        batch_size: int = 64,
         length: int | list[int] = 64,
         val_lengths: list[int] | None = None,
-        val_samples: int = 256,
-        batches_per_epoch: int = 1000,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         shortest, longest = length_range(task, length)
         if val_lengths is not None and not val_lengths:
@@ -193,11 +185,7 @@ class TaskDataModule(SyntheticDataModule):
             evaluated,
             [Setting(task, length) for length in range(shortest, longest + 1)],
             {f"length_{length}": Setting(evaluated, length) for length in lengths},
-            batch_size=batch_size,
-            val_samples=val_samples,
-            batches_per_epoch=batches_per_epoch,
-            num_workers=num_workers,
-            seed=seed,
+            **settings,
         )
 
 

@@ -7,7 +7,7 @@ from datamodules.ranges import check_range
 from datamodules.tasks.strings import BOS, Rows, answer_rows, counters, framed
 from datamodules.tasks.task import Task, check_at_least
 
-# The texts of the test's first publication, Landmark Attention (arXiv 2305.16300), shortened.
+# The texts are those of Landmark Attention (arXiv 2305.16300), which published the test first, shortened.
 _FILLER = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _NEEDLE = b"The pass key is %s. Remember it. "
 _QUESTION = b"What is the pass key? The pass key is "
@@ -70,7 +70,7 @@ class Passkey(Task):
         for start, place, number in zip(starts.tolist(), places.tolist(), numbers.tolist(), strict=True):
             needle = _NEEDLE % bytes(number)
             filler = endless[start : start + free]
-            # Before the sentence in which the place lies.
+            # The number stands before the sentence in which the place lies.
             place = filler.rfind(b". ", 0, place) + 2 if b". " in filler[:place] else 0
             texts.append(filler[:place] + needle + filler[place:] + _QUESTION)
         letters = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(len(ids), length)

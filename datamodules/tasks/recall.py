@@ -27,9 +27,10 @@ from datamodules.tasks.strings import (
 )
 from datamodules.tasks.task import StringTask, Task, check_at_least
 
-# How strongly queries crowd near the pairs: the exponent of Zoology's power law.
+# The exponent of Zoology's power law; a smaller one puts more queries near the pairs.
 _POWER = 0.01
-# Zoology's training sets (length, pairs), each as often as in its 100,000 + 4 * 20,000 samples, and its test sets.
+# Zoology's training and test sets (length, pairs). The first of its training sets has 100,000 samples and each of the
+# other four 20,000, so it stands here five times.
 ZOOLOGY_TRAIN = [[64, 4]] * 5 + [[128, 8], [256, 16], [256, 32], [256, 64]]
 ZOOLOGY_VAL = [[64, 4], [64, 8], [64, 16], [128, 32], [256, 64], [512, 128], [1024, 256]]
 
@@ -115,9 +116,9 @@ class AssociativeRecall(Task):
         return {"tokens": tokens.astype(np.int32), "targets": targets}
 
     def query_slots(self, key: np.uint64, ids: Int64Array, slots: int, pairs: int) -> Int64Array:
-        """Where each query stands, (B, pairs): drawn one after another without replacement, slot s with s^(power - 1)."""
+        """The slots (B, pairs) of the queries, drawn one after another without replacement, slot s with s^(power - 1)."""
         weights = np.arange(1, slots + 1) ** (_POWER - 1)
-        # Exponential times divided by the weights: their order is that of such draws (Efraimidis, Spirakis 2006).
+        # Exponential times divided by the weights have the order of such draws (Efraimidis, Spirakis 2006).
         return smallest(-np.log(random_uniform(key, counters(ids, slots))) / weights, pairs)
 
 
@@ -130,11 +131,7 @@ class RecallDataModule(SyntheticDataModule):
         task: the vocabulary and the filler; the grids give lengths and pairs.
         train_grid: `[length, pairs]` entries; one that stands twice is drawn twice as often.
         val_grid: `[length, pairs]` of the evaluation sets.
-        batch_size: samples per step over all ranks.
-        val_samples: samples in each evaluation set.
-        batches_per_epoch: steps that the Trainer calls an epoch; the stream itself has no end.
-        num_workers: worker processes.
-        seed: chooses the training samples.
+        settings: as of `SyntheticDataModule`: batch_size, val_samples, batches_per_epoch, num_workers, seed.
 
     Raises:
         ValueError: an entry that is no `[length, pairs]`, or more pairs than fit.
@@ -145,11 +142,7 @@ class RecallDataModule(SyntheticDataModule):
         task: AssociativeRecall,
         train_grid: list[list[int]] | None = None,
         val_grid: list[list[int]] | None = None,
-        batch_size: int = 64,
-        val_samples: int = 256,
-        batches_per_epoch: int = 1000,
-        num_workers: int = 0,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         grids = {
             "train_grid": ZOOLOGY_TRAIN if train_grid is None else train_grid,
@@ -169,11 +162,7 @@ class RecallDataModule(SyntheticDataModule):
                 f"length_{length}_pairs_{pairs}": entry
                 for entry, (length, pairs) in zip(val, grids["val_grid"], strict=True)
             },
-            batch_size=batch_size,
-            val_samples=val_samples,
-            batches_per_epoch=batches_per_epoch,
-            num_workers=num_workers,
-            seed=seed,
+            **settings,
         )
 
     def identity(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from datamodules.ranges import check_range
 from datamodules.tasks.strings import BOS, SEP, Rows, answer_rows, copy_rows, counters, framed, random_strings
 from datamodules.tasks.task import StringTask, check_at_least
 
-# Strings drawn anew for a sample in which no n-gram occurs just once; each is a failure far less than half the time.
+# A string in which no n-gram occurs just once is drawn anew so often. A draw fails far less than half the time.
 _ATTEMPTS = 100
 
 
@@ -25,9 +25,6 @@ class Reverse(StringTask):
     """
 
     name = "reverse"
-
-    def positions(self, length: int) -> int:
-        return 2 * length + 2
 
     def rows(self, key: np.uint64, ids: Int64Array, length: int) -> Rows:
         strings = random_strings(key, ids, length, self.alphabet_size)
@@ -66,9 +63,6 @@ class DuplicatedNgrams(StringTask):
     def check_length(self, length: int) -> None:
         super().check_length(length)
         check_at_least(length, 2 * self.n_gram, f"two n-grams of {self.n_gram} letters")
-
-    def positions(self, length: int) -> int:
-        return 2 * length + 2
 
     def rows(self, key: np.uint64, ids: Int64Array, length: int) -> Rows:
         strings = random_strings(key, ids, length, self.alphabet_size)

@@ -16,7 +16,7 @@ Rows = dict[str, npt.NDArray[np.int32]]
 BOS, SEP, EOS = 0, 1, 2
 FIRST_LETTER = 3
 
-# Positions of a string are hashed as index * 2**24 + position.
+# A position of a string is hashed as index * 2**24 + position.
 MAX_LENGTH = 1 << 24
 
 
@@ -53,7 +53,7 @@ def random_strings(key: np.uint64, ids: Int64Array, length: int, alphabet_size: 
 
 
 def counters(ids: Int64Array, length: int) -> Int64Array:
-    """A number (B, S) of its own for each position of each sample: what its random draws are made from."""
+    """A number (B, S) for each position of each sample, different from all others, to draw random numbers with."""
     return ids[:, None] * MAX_LENGTH + np.arange(length)
 
 

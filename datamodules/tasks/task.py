@@ -14,7 +14,7 @@ class Task(ABC):
     """Makes rows of tokens and targets; every row of one length has the same number of positions.
 
     A sample is a function of (key, id, length) alone, so that streams resume exactly and evaluation sets are the
-    same for everybody. What a task's arguments allow at which length, it says in `check_length`.
+    same for everybody. `check_length` tells which lengths the task's arguments allow.
     """
 
     # Goes into keys and checkpoints: a change makes other evaluation sets.
@@ -47,7 +47,7 @@ class Task(ABC):
         return {"kind": "numbers", "vocab_size": self.vocab_size}
 
     def evaluated_as(self) -> "Task":
-        """The task of the evaluation sets: another one where only the training samples are drawn in a special way."""
+        """The task of the evaluation sets, which differs where only training samples are drawn in a special way."""
         return self
 
     def evaluation_key(self, split: str, length: int) -> np.uint64:
@@ -63,6 +63,8 @@ class Task(ABC):
 
 class StringTask(Task):
     """A task on strings of letters, whose ids follow those of BOS, SEP and EOS.
+
+    A row is `BOS string SEP answer` with an answer as long as the string, unless a task says otherwise.
 
     Args:
         alphabet_size: number of letters.
@@ -81,6 +83,9 @@ class StringTask(Task):
 
     def settings(self) -> dict[str, int]:
         return {"alphabet_size": self.alphabet_size}
+
+    def positions(self, length: int) -> int:
+        return 2 * length + 2
 
 
 def check_at_least(length: int, shortest: int, why: str) -> None:

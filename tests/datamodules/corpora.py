@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.prepare import planning
 from datamodules.prepare.packing import PackSettings
 from datamodules.shards import Manifest, TokenReader
 from tests import ROOT
@@ -52,10 +53,14 @@ def tar_of(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def command(*arguments: object, **more: Any) -> subprocess.Popen[str]:
-    """A process that runs the command line of the preparation."""
+def command(*arguments: object, unit_bytes: int = planning.UNIT_BYTES, **more: Any) -> subprocess.Popen[str]:
+    """A process that runs the command line of the preparation, with units of another size."""
+    code = (
+        "import sys; from datamodules.prepare import __main__, planning\n"
+        f"planning.UNIT_BYTES = {unit_bytes}; sys.exit(__main__.main())"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "datamodules.prepare", *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,10 +1,11 @@
 """One segment of a training run on some number of ranks, recording the samples that each step was given.
 
-Run as `python elastic_run.py SETTINGS_JSON`; every rank writes `{record}-{rank}.jsonl`, one line per micro-step.
+Every rank writes `{record}-{rank}.jsonl`, one line per micro-step.
 """
 
 import json
-import sys
+import multiprocessing
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,12 @@ def run(settings: dict[str, Any], module: type[Recorder] = Recorder) -> None:
     )
     # Saves from within the step, as a callback that answers a signal would.
     callbacks: list[Callback] = [
-        ModelCheckpoint(settings["checkpoints"], every_n_train_steps=1, filename="{step}", save_top_k=-1)
+        ModelCheckpoint(
+            settings["checkpoints"],
+            every_n_train_steps=settings.get("save_every", 1),
+            filename="{step}",
+            save_top_k=-1,
+        )
     ]
     if "save_on_exception" in settings:
         rescued = Path(settings["save_on_exception"])
@@ -77,6 +83,11 @@ def run(settings: dict[str, Any], module: type[Recorder] = Recorder) -> None:
     trainer.fit(module(settings["record"]), datamodule=data, ckpt_path=settings.get("resume"))
 
 
-if __name__ == "__main__":
+def run_alone(settings: dict[str, Any], environment: dict[str, str]) -> None:
+    """A segment in a process of its own."""
+    os.environ.update(environment)
+    # The loader's workers are forks, as in a process that was not started by a fork server.
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    run(json.loads(sys.argv[1]))
+    run(settings)

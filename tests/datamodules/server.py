@@ -14,6 +14,7 @@ class FolderServer(ThreadingHTTPServer):
 
     Attributes:
         asked: how often each file was asked for.
+        busy: how often more each file is refused for the moment.
         cut: files that end after a few bytes, whatever length was announced.
         silent: files that stop after a few bytes until `go_on` is set.
     """
@@ -24,6 +25,7 @@ class FolderServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked = Counter[str]()
+        self.busy = Counter[str]()
         self.cut: set[str] = set()
         self.silent: set[str] = set()
         self.go_on = threading.Event()
@@ -38,6 +40,10 @@ class _Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
         self.server.asked[name] += 1
+        if self.server.busy[name]:
+            self.server.busy[name] -= 1
+            self.send_error(503)
+            return
         if name not in self.server.cut | self.server.silent:
             super().do_GET()
             return

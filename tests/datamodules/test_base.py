@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 import datamodules
 from datamodules import CopyDataModule, RecallDataModule, TaskDataModule, TextDataModule, tasks
 from datamodules.base import StreamDataModule
+from datamodules.errors import ShardError
 from tests import ROOT
 
 LETTERS = {"kind": "letters", "alphabet_size": 26}
@@ -40,6 +41,13 @@ def test_text_says_what_it_is(numbered_shards: Path) -> None:
     assert data.kind == "text"
     assert (data.vocab_size, data.max_length) == (256, 8)
     assert data.describe_tokenizer() == {"kind": "bytes"}
+
+
+def test_only_the_tokenizer_of_text_waits_for_shards(tmp_path: Path) -> None:
+    data = TextDataModule(str(tmp_path / "shards"), 8, vocab_size=300)
+    assert (data.kind, data.vocab_size, data.max_length) == ("text", 300, 8)
+    with pytest.raises(ShardError, match="no manifest.json"):
+        data.describe_tokenizer()
 
 
 @pytest.mark.parametrize(("module", "task"), [("", ""), ("tasks.module.", "string_tasks.")])

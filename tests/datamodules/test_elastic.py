@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,13 @@ from datamodules.prepare.packing import PackSettings
 from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare
 from datamodules.tokenizers import ByteTokenizer
-from tests.datamodules.elastic_run import Recorder, run
+from tests.datamodules.elastic_run import Recorder, run, run_alone
 from tests.datamodules.server import serving
 
 BATCH = 4
-SCRIPT = Path(__file__).with_name("elastic_run.py")
+# Each segment begins as a fork of a process that has imported everything, and has computed nothing.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.datamodules.elastic_run"])
 
 
 class Runs:
@@ -31,10 +31,8 @@ class Runs:
         self.accumulate = accumulate
         self.count = 0
 
-    def segment(
-        self, ranks: int, workers: int, max_steps: int, resume: Path | None = None, **more: Any
-    ) -> Path:
-        """Trains up to `max_steps`; returns the folder of the segment's record and checkpoints."""
+    def segment(self, ranks: int, workers: int, max_steps: int, resume: Path | None = None) -> Path:
+        """Trains up to `max_steps`; returns the folder of the segment's record and its checkpoint."""
         out = self.folder / str(self.count)
         self.count += 1
         out.mkdir()
@@ -45,21 +43,19 @@ class Runs:
             "batch_size": BATCH,
             "accumulate": self.accumulate,
             "max_steps": max_steps,
+            # The ranks wait for one another at each checkpoint.
+            "save_every": max_steps,
             "checkpoints": str(out),
             "record": str(out / "record"),
             "resume": None if resume is None else str(resume),
-            **more,
         }
-        finished = subprocess.run(
-            [sys.executable, str(SCRIPT), json.dumps(settings)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            cwd=SCRIPT.parents[2],
-            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"},
-        )
-        assert finished.returncode == 0, finished.stderr[-3000:]
+        cache = {"CAUSALRN_CACHE": str(self.folder / "cache")}
+        process = PROCESSES.Process(target=run_alone, args=(settings, cache))
+        process.start()
+        process.join(300)
+        code = process.exitcode
+        process.kill()
+        assert code == 0
         return out
 
 
@@ -96,10 +92,7 @@ def test_resuming_on_other_ranks_and_workers_continues_the_order(
 
 
 @pytest.mark.slow
-def test_a_remote_run_resumes_on_other_ranks_like_a_local_one(
-    tmp_path: Path, numbered_shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAUSALRN_CACHE", str(tmp_path / "cache"))
+def test_a_remote_run_resumes_on_other_ranks_like_a_local_one(tmp_path: Path, numbered_shards: Path) -> None:
     unbroken = micro_steps(Runs(tmp_path, numbered_shards, 1).segment(1, 0, 12))
     with serving(numbered_shards) as server:
         runs = Runs(tmp_path / "remote", server.url, 1)
@@ -149,6 +142,7 @@ def settings(shards: Path, folder: Path, steps: int, **more: Any) -> dict[str, A
 
 # Lightning's own remarks about so small a run.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*treespec, LeafSpec")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.filterwarnings("ignore:.*weights_only", "ignore:.*exists and is not empty")
 @pytest.mark.filterwarnings(
     "ignore:The dirpath has changed", "ignore:.*(called without a model|no last checkpoint)"
@@ -160,7 +154,8 @@ class TestOneRank:
         unbroken = micro_steps(tmp_path / "unbroken")
         for stop in range(1, steps):
             checkpoint = str(tmp_path / "unbroken" / f"step={stop}.ckpt")
-            run(settings(numbered_shards, tmp_path / str(stop), steps, resume=checkpoint))
+            resumed = settings(numbered_shards, tmp_path / str(stop), steps, resume=checkpoint)
+            run({**resumed, "save_every": steps})
             assert micro_steps(tmp_path / str(stop)) == unbroken[stop:]
 
     def test_the_state_is_one_index_without_a_rank(self, tmp_path: Path, numbered_shards: Path) -> None:

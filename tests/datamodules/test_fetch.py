@@ -98,22 +98,31 @@ def test_commands_are_addresses_too(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "a").read_bytes() == CONTENT
 
 
-def test_s3_is_read_by_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "aws").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "aws").chmod(0o755)
+@pytest.mark.parametrize(
+    ("url", "program", "arguments"),
+    [
+        ("s3://bucket/a b.tar", "aws", "s3 cp s3://bucket/a b.tar -"),
+        ("gs://bucket/a b.tar", "gsutil", "cat gs://bucket/a b.tar"),
+    ],
+)
+def test_buckets_are_read_by_their_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, program: str, arguments: str
+) -> None:
+    (tmp_path / program).write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    fetch("s3://bucket/a b.tar", tmp_path / "cache" / "a")
-    assert (tmp_path / "cache" / "a").read_text() == "s3 cp s3://bucket/a b.tar -\n"
+    fetch(url, tmp_path / "cache" / "a")
+    assert (tmp_path / "cache" / "a").read_text() == f"{arguments}\n"
 
 
 @pytest.mark.parametrize(
     ("url", "wanted"),
     [
-        ("{server}/b.tar", "cannot read {server}/b.tar: the server refused it or has no such file"),
-        ("http://127.0.0.1:9/a.tar", "cannot read http://127.0.0.1:9/a.tar: nothing answers there"),
+        ("{server}/b.tar", "cannot read {server}/b.tar: File not found"),
+        ("http://127.0.0.1:9/a.tar", "cannot read http://127.0.0.1:9/a.tar: Connection refused"),
         ("pipe:exit 3", "cannot read pipe:exit 3: its reader ended with status 3"),
         ("pipe:head -c 9 /dev/zero; kill -9 $$", "kill -9 $$: its reader ended with status -9"),
-        ("nothing://a/b", "cannot read nothing://a/b: nothing://a/b: no gopen handler defined"),
+        ("nothing://a/b", "cannot read nothing://a/b: unknown url type: nothing"),
     ],
 )
 def test_an_address_that_cannot_be_read(server: FolderServer, tmp_path: Path, url: str, wanted: str) -> None:
@@ -121,10 +130,24 @@ def test_an_address_that_cannot_be_read(server: FolderServer, tmp_path: Path, ur
     assert wanted in error_of(url.replace("{server}", server.url), tmp_path / "cache" / "a.tar")
 
 
-def test_a_reader_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    line = error_of("http://127.0.0.1:9/a.tar", tmp_path / "cache" / "a.tar")
-    assert line == "cannot read http://127.0.0.1:9/a.tar: the program curl is not installed"
+def test_a_server_that_is_busy_is_asked_again(
+    server: FolderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.0)
+    server.busy["a.tar"] = 3
+    fetch(f"{server.url}/a.tar", tmp_path / "cache" / "a.tar", sha256=SHA256)
+    assert server.asked == {"a.tar": 4}
+    server.busy["a.tar"] = 99
+    line = error_of(f"{server.url}/a.tar", tmp_path / "again" / "a.tar")
+    assert line == f"cannot read {server.url}/a.tar: Service Unavailable"
+    assert server.asked["a.tar"] < 50
+
+
+def test_a_command_that_falls_silent_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SILENCE_SECONDS", 0.2)
+    url = f"pipe:echo $$ > {tmp_path}/pid; exec sleep 1000"
+    assert error_of(url, tmp_path / "cache" / "a.tar").endswith(": nothing came for 0.2 seconds")
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
 def test_an_answer_that_is_cut_short(server: FolderServer, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from datamodules.errors import DocumentError
-from datamodules.prepare import packing, preparation
+from datamodules.prepare import packing, planning, preparation
 from datamodules.prepare.__main__ import main
 from datamodules.prepare.planning import plan_files
 from datamodules.prepare.preparation import prepare
@@ -27,9 +27,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_processes_do_not_change_the_bytes(tmp_path: Path) -> None:
+def test_processes_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "UNIT_BYTES", 1 << 22)
     for number in range(4):
-        write_documents(tmp_path / f"{number}.jsonl", 400, size=100_000)
+        write_documents(tmp_path / f"{number}.jsonl", 100, size=100_000)
     one, two = (
         prepare(
             plan_files([tmp_path], settings(), exclude=tmp_path / "out"),
@@ -95,13 +96,17 @@ def test_a_preparation_cut_off_between_units_is_finished(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["main", "worker"])
-def test_a_killed_preparation_is_finished_by_the_same_command(tmp_path: Path, victim: str) -> None:
+def test_a_killed_preparation_is_finished_by_the_same_command(
+    tmp_path: Path, victim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit_bytes = 1 << 23
+    monkeypatch.setattr(planning, "UNIT_BYTES", unit_bytes)
     for number in range(6):
-        write_documents(tmp_path / f"{number}.jsonl", 700, size=100_000)
+        write_documents(tmp_path / f"{number}.jsonl", 200, size=100_000)
     arguments = ("text", "--input", tmp_path, "--output", tmp_path / "out", "--workers", 2)
-    process = command(*arguments)
+    process = command(*arguments, unit_bytes=unit_bytes)
     parts = tmp_path / "out" / ".parts"
-    # Killed when the first unit of seven is done and others are under way.
+    # It is killed when the first of about fifteen units is done and others are under way.
     while not list(parts.glob("*.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -121,7 +126,7 @@ def test_a_killed_preparation_is_finished_by_the_same_command(tmp_path: Path, vi
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         time.sleep(0.05)
 
-    process = command(*arguments)
+    process = command(*arguments, unit_bytes=unit_bytes)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "units are already prepared" in errors
