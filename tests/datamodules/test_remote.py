@@ -111,7 +111,7 @@ def test_copies_serve_where_the_address_no_longer_answers(server: FolderServer, 
 
 
 def test_an_address_without_shards_is_named(server: FolderServer) -> None:
-    with pytest.raises(ShardError, match=f"cannot read {server.url}/other/manifest.json: File not found"):
+    with pytest.raises(ShardError, match=f"cannot read {server.url}/other/manifest.json: the server refused"):
         data_of(f"{server.url}/other")
 
 
