@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from causalrn.evaluation.codec import Codec, TextCodec, TextStream
 from causalrn.models import LanguageModel
-from causalrn.models.decoding import stream
+from causalrn.models.decoding import Sampling, stream
 
 # What the harness generates where a task does not say; its own default for Hugging Face models.
 DEFAULT_NEW_TOKENS = 256
@@ -191,9 +191,11 @@ class CheckpointLM(TemplateLM):
             self.network,
             prompts,
             count,
-            temperature=settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0,
-            top_k=settings.get("top_k"),
-            top_p=settings.get("top_p"),
+            Sampling(
+                temperature=settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0,
+                top_k=settings.get("top_k"),
+                top_p=settings.get("top_p"),
+            ),
             stop_tokens=self.codec.stop_tokens,
         ):
             for index, token in enumerate(step.tolist()):

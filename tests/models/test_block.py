@@ -25,7 +25,7 @@ from causalrn.models import (
     describe,
     upgrade,
 )
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.training.checkpoint import check_same_network, load_network, read_checkpoint, save_network
 
 # Written by revision 135e603, with the logits of the network in it: initial values of seed 0.
@@ -96,9 +96,9 @@ def test_decoding_equals_forward(model: LanguageModel, lengths: list[int]) -> No
 
 def test_rows_of_different_lengths_decode_as_alone(model: LanguageModel) -> None:
     prompts = [torch.randint(11, (length,)) for length in (9, 1, 4)]
-    together = generate(model, prompts, 8, temperature=0)
+    together = generate(model, prompts, 8, GREEDY)
     for prompt, row in zip(prompts, together, strict=True):
-        assert torch.equal(generate(model, [prompt], 8, temperature=0)[0], row)
+        assert torch.equal(generate(model, [prompt], 8, GREEDY)[0], row)
 
 
 def test_description_rebuilds(model: LanguageModel, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from causalrn.models import (
     build,
     describe,
 )
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.models.pair_terms import alibi_slopes
 from causalrn.models.positions import rotary_angles
 from causalrn.ops.reference import normalise
@@ -105,9 +105,9 @@ def test_decoding_equals_forward(mixer_name: str, parts: list[int]) -> None:
 def test_rows_of_different_lengths_decode_as_alone(mixer_name: str) -> None:
     model = make_model(mixer_name)
     prompts = [torch.randint(11, (length,)) for length in (9, 1, 4)]
-    together = generate(model, prompts, 8, temperature=0)
+    together = generate(model, prompts, 8, GREEDY)
     for prompt, row in zip(prompts, together, strict=True):
-        assert torch.equal(generate(model, [prompt], 8, temperature=0)[0], row)
+        assert torch.equal(generate(model, [prompt], 8, GREEDY)[0], row)
 
 
 def test_causality(mixer_name: str) -> None:
@@ -158,8 +158,8 @@ def test_schemes_decode_and_rebuild(scheme: str) -> None:
     rebuilt.load_state_dict(model.state_dict())
     assert torch.equal(rebuilt(tokens), whole)
     prompts = [torch.randint(11, (length,)) for length in (9, 4)]
-    together = generate(model, prompts, 8, temperature=0)
-    assert torch.equal(generate(model, prompts[1:], 8, temperature=0)[0], together[1])
+    together = generate(model, prompts, 8, GREEDY)
+    assert torch.equal(generate(model, prompts[1:], 8, GREEDY)[0], together[1])
 
 
 def test_learned_positions_keep_their_old_names() -> None:

@@ -3,21 +3,12 @@
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops import native
 from causalrn.ops.dispatch import arithmetic_dtype, define, triton_serves
-from causalrn.ops.pairs import (
-    SCHEMA,
-    Activation,
-    Norm,
-    PairRule,
-    PairTerms,
-    check_values,
-    convert_terms,
-    from_schema,
-)
+from causalrn.ops.pairs import SCHEMA, PairRule, PairTerms, check_values, convert_terms, from_schema
 from causalrn.ops.quadratic import cpu, eager
 from causalrn.ops.quadratic.exponents import plan_shift
 
@@ -35,16 +26,7 @@ class Kernels(Protocol):
 
 
 def relation_quadratic(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    *,
-    eps: float,
-    causal: bool = True,
-    norm: Norm = "layer",
-    activation: Activation = "exp",
-    gain: Float[Tensor, "Tq H"] | None = None,
-    window: Int[Tensor, " H"] | None = None,
-    slope: Float[Tensor, " H"] | None = None,
+    q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"], terms: PairTerms, rule: PairRule
 ) -> Float[Tensor, "B Tq H D"]:
     """Quadratic relation in O(T*D) memory: the mean over the reachable positions j of act(gain_ih norm(q_i + k_j)).
 
@@ -58,8 +40,8 @@ def relation_quadratic(
     Args:
         q: receiving positions: the last Tq of the Tk positions.
         k: contributing positions; q and k of different dtypes are promoted.
-        eps, causal, norm, activation: see `PairRule`.
-        gain, window, slope: see `PairTerms`.
+        terms: the tensors that enter a pair's weight.
+        rule: how a pair becomes a summand.
 
     Returns:
         The mean over the reachable positions, in the dtype of q (promoted with k): infinite where it is no float, as
@@ -69,7 +51,6 @@ def relation_quadratic(
         ValueError: shapes that do not belong together, an unknown norm or activation, eps < 0, a window < 1, a slope < 0
             or to be trained.
     """
-    terms, rule = PairTerms(gain, window, slope), PairRule(eps, causal, norm, activation)
     q, k, terms = convert(q, k, terms, rule)
     return torch.ops.causalrn.relation_quadratic(q, k, *terms, *rule, False)[0]
 

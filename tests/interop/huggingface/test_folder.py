@@ -41,7 +41,7 @@ from causalrn.models import (
     TokenShift,
     describe,
 )
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.training.checkpoint import load_network, read_checkpoint, save_network
 from causalrn.training.errors import run_command
 from datamodules.tokenizers import BpeTokenizer, CharTokenizer
@@ -133,7 +133,7 @@ def test_generates_the_same_tokens(make) -> None:
     network = make(True)
     prompt = torch.randint(256, (2, 7))
     tokens = make_model(network).generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)
-    assert torch.equal(tokens[:, 7:], generate(network, prompt, 20, temperature=0))
+    assert torch.equal(tokens[:, 7:], generate(network, prompt, 20, GREEDY))
 
 
 def test_left_padding_changes_nothing(make) -> None:
@@ -143,7 +143,7 @@ def test_left_padding_changes_nothing(make) -> None:
     tokens = make_model(network).generate(
         padded, attention_mask=(padded != 0).long(), max_new_tokens=12, do_sample=False, pad_token_id=0
     )
-    assert torch.equal(tokens[:, 9:], generate(network, prompts, 12, temperature=0))
+    assert torch.equal(tokens[:, 9:], generate(network, prompts, 12, GREEDY))
 
 
 def test_cached_steps_equal_the_whole(make) -> None:
@@ -289,7 +289,7 @@ def test_every_network_runs_without_this_package(tmp_path: Path) -> None:
     for name, network in networks.items():
         found = results[name]
         for row, prompt in zip(found["tokens"], prompts, strict=True):
-            expected = generate(network, [prompt], 10, temperature=0, stop_tokens=[0])[0].tolist()
+            expected = generate(network, [prompt], 10, GREEDY, stop_tokens=[0])[0].tolist()
             # A row that has ended is padded with the token that ended it.
             assert row[9:][: len(expected)] == expected, name
         model = make_model(network)
@@ -321,7 +321,7 @@ def test_a_folder_works_without_this_package(
     prompts = [[3, 4, 5], [6]]
     result = run_without_causalrn(TEXTS_ALONE, folder, [prompts, None if kind == "numbers" else texts])
     for prompt, tokens in zip(prompts, result["tokens"], strict=True):
-        expected = generate(network, torch.tensor([prompt]), 15, temperature=0, stop_tokens=codec.stop_tokens)
+        expected = generate(network, torch.tensor([prompt]), 15, GREEDY, stop_tokens=codec.stop_tokens)
         assert tokens == expected[0].tolist()
     if kind != "numbers":
         assert result["encoded"] == [codec.encode(text) for text in texts]
