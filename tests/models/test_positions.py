@@ -177,7 +177,7 @@ def test_models_without_an_end() -> None:
     assert model.max_length is None
     assert model(torch.zeros(1, 60, dtype=torch.int64)).shape == (1, 60, 11)
     with pytest.raises(ValueError, match="no end"):
-        generate(model, torch.zeros(1, 2, dtype=torch.int64), None)
+        generate(model, torch.zeros(1, 2, dtype=torch.int64), None, GREEDY)
     limited = LanguageModel(LinearRelation(8, 8), 11, n_layers=1, max_length=4, positions=NoPositions())
     with pytest.raises(ValueError, match="max_length=4"):
         limited(torch.zeros(1, 5, dtype=torch.int64))

@@ -1,7 +1,7 @@
 """CausalRN language models for transformers; copied into every exported folder, where it stands alone.
 
 It holds no mathematics: the networks are those of causalrn where that is installed, with its compiled kernels, and else those
-of `networks_causalrn.py`, which is made from the same sources. See "An All-MLP Sequence Modeling Architecture That Excels at
+of `networks_causalrn.py`, which are made from the same sources. See "An All-MLP Sequence Modeling Architecture That Excels at
 Copying", arXiv 2406.16168. Letters: B batch, T new positions, S all positions so far, C residual width, V vocabulary.
 """
 
@@ -66,7 +66,7 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CausalRNConfig) -> None:
         super().__init__(config)
         # The classes are those beside `build`, wherever that stands.
-        home = build.__module__.removesuffix(".description")
+        home = build.__module__.removesuffix("description")[:-1]
         text = json.dumps(config.network).replace('"causalrn.models.', f'"{home}.')
         network = build(json.loads(text))
         assert isinstance(network, LanguageModel)
