@@ -18,7 +18,7 @@ PREFILL_POSITIONS = 4096
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from logits, in this order: penalty, temperature, top-k, top-p.
+    """The way in which a token is drawn from logits, in this order: penalty, temperature, top-k, top-p.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -135,7 +135,7 @@ def check_prompts(rows: Sequence[Int[Tensor, " _"]], network: LanguageModel) -> 
 
 
 def count_new_tokens(network: LanguageModel, prompt_length: int, max_new_tokens: int | None) -> int:
-    """How many tokens to generate.
+    """The number of tokens to generate.
 
     Raises:
         ValueError: the model has too few positions for the prompt or for all the tokens wanted.
@@ -200,7 +200,7 @@ def prefill(
     position: int | Tensor = torch.tensor([len(row) for row in rows], device=device)
     if len(by_length) == 1:
         return logits[0], DecodingState(len(rows[0]), layers[0])
-    # Where each prompt's row went.
+    # The row of `logits` and `layers` that each prompt went to.
     order = torch.tensor([i for indices in by_length.values() for i in indices], device=device).argsort()
     return torch.cat(logits)[order], DecodingState(position, select_rows(join_rows(layers), order))
 

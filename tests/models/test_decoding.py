@@ -14,7 +14,7 @@ from causalrn.models import (
     SoftmaxAttention,
     decoding,
 )
-from causalrn.models.cache import GrowingCache, held_bytes, join_rows, select_rows
+from causalrn.models.cache import held_bytes
 from causalrn.models.decoding import GREEDY, Sampling, generate, prefill, sample, stream
 
 MIXERS = {
@@ -109,35 +109,6 @@ def test_cache_in_bfloat16_decodes_close_to_float32(quadratic: LanguageModel) ->
         assert rounded.dtype is torch.float32
     assert_close(rounded, exact, atol=0.05, rtol=0.05)
     assert not torch.equal(rounded, exact)
-
-
-def test_cache_with_room_is_never_copied() -> None:
-    cache = GrowingCache(capacity=50)
-    addresses = {cache.append(torch.randn(2, 5, 1, 4)).data_ptr() for _ in range(10)}
-    assert len(addresses) == 1
-    assert cache.nbytes == 2 * 50 * 4 * 4
-    cache.append(torch.randn(2, 1, 1, 4))
-    assert cache.buffer is not None
-    assert cache.buffer.shape[2] == 100
-
-
-def test_rows_join_and_split() -> None:
-    caches = [GrowingCache(), GrowingCache()]
-    contents = [torch.randn(2, 3, 1, 4), torch.randn(1, 5, 1, 4)]
-    for cache, content in zip(caches, contents, strict=True):
-        cache.append(content)
-    joined, tensor = join_rows([(caches[0], torch.ones(2)), (caches[1], torch.zeros(1))])
-    assert tensor.tolist() == [1, 1, 0]
-    assert joined.lengths.tolist() == [3, 3, 5]
-    new = torch.randn(3, 1, 1, 4)
-    after = joined.append(new)
-    assert torch.equal(after[1, :4], torch.cat([contents[0][1], new[1]]))
-    assert torch.equal(after[2], torch.cat([contents[1][0], new[2]]))
-    with pytest.raises(ValueError, match="one position at a time: got 2"):
-        joined.append(torch.randn(3, 2, 1, 4))
-    twice = select_rows(joined, torch.tensor([2, 0, 2]))
-    assert twice.lengths.tolist() == [6, 4, 6]
-    assert torch.equal(twice.append(new)[1, :5], torch.cat([after[0, :4], new[1]]))
 
 
 def test_stop_tokens_end_a_row(quadratic: LanguageModel) -> None:

@@ -29,7 +29,7 @@ except ImportError:
 
 
 class CausalRNCache:
-    """What decoding carries of each row.
+    """The cache of all rows.
 
     Attributes:
         blocks: the cache of each block; rows have as many positions as they have real tokens.
@@ -144,7 +144,7 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states = (*streams[:-1], self.network.last_norm(streams[-1]))
         loss = None
         if labels is not None:
-            # That of transformers, whose Trainer divides by the tokens of all accumulated batches.
+            # The loss of transformers, whose Trainer divides by the tokens of all accumulated batches.
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )

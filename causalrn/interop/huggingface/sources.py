@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 ENTRY = HERE / "modeling_causalrn.py"
-# What the entry imports from; a description may name every class of the models.
+# The entry imports from these; a description may name every class of the models.
 BEGINNING = ("causalrn.models", "causalrn.models.cache")
 STAND_INS = "standins_causalrn"
 REPLACED = {

@@ -1,4 +1,4 @@
-"""What the networks of an exported folder have in place of einops, jaxtyping and the compiled kernels."""
+"""Stands in for einops, jaxtyping and the compiled kernels in an exported folder, which has none of them."""
 
 import re
 from collections.abc import Callable

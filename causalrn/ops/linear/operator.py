@@ -84,7 +84,7 @@ def relation_linear_step(
 def relation_linear_total(
     k: Float[Tensor, "B T H D"], *, eps: float, norm: LinearNorm = "layer"
 ) -> Float[Tensor, "B H D"]:
-    """What k alone adds to the state's total, sum_j exp(norm(k_j)): what another part of the sequence needs of it.
+    """The sum over j of exp(norm(k_j)), which k adds to the state's total: other parts of a split sequence need it.
 
     Arguments, precision and errors as `relation_linear`.
     """
