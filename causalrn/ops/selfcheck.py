@@ -101,8 +101,9 @@ def linear_checks() -> Iterator[Check]:
         q, k = torch.randn(2, 2, length, heads, channels)
         inputs = (2 * q, k + 1, 5 * torch.rand(2, heads, channels))
         for rule in ({"causal": True, "norm": "layer"}, {"causal": False, "norm": "rms"}):
-            pair = (partial(run, f, **rule) for f in (relation_linear, relation_linear_reference))
-            yield Check(f"relation_linear ({length} x {heads} x {channels}, {rule})", *pair, inputs)
+            label = f"relation_linear ({length} x {heads} x {channels}, {rule})"
+            operator = partial(run, relation_linear, **rule)
+            yield Check(label, operator, partial(run, relation_linear_reference, **rule), inputs)
     inputs = (*torch.randn(2, 2, 3, 32), torch.rand(2, 3, 32))
     yield Check("relation_linear_step", partial(run, relation_linear_step), partial(run, define_step), inputs)
     yield Check(
@@ -125,13 +126,14 @@ def other_checks() -> Iterator[Check]:
         return (relation_quadratic_reference(q[:, None], cache[:, :50], PairTerms(), PairRule(EPS))[:, 0],)
 
     for norm in ("layer", "rms"):
-        pair = (partial(normalise_by, f, norm) for f in (normalise, definitions.normalise))
-        yield Check(f"normalise ({norm})", *pair, (3 * torch.randn(4, 9, 100) + 1,))
+        operator = partial(normalise_by, normalise, norm)
+        definition = partial(normalise_by, definitions.normalise, norm)
+        yield Check(f"normalise ({norm})", operator, definition, (3 * torch.randn(4, 9, 100) + 1,))
     for channels in (48, 192):
         inputs = (torch.randn(3, 2, channels), torch.randn(3, 64, 2, channels))
         yield Check(f"relation_quadratic_step ({channels})", step, define_step, inputs, False)
-    pair = (lambda *inputs, f=f: (f(*inputs),) for f in (stored_linear, F.linear))
-    yield Check("stored_linear", *pair, (torch.randn(3, 64), torch.randn(50, 64)), False)
+    inputs = (torch.randn(3, 64), torch.randn(50, 64))
+    yield Check("stored_linear", lambda *x: (stored_linear(*x),), lambda *x: (F.linear(*x),), inputs, False)
 
 
 def results(

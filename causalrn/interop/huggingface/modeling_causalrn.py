@@ -76,7 +76,8 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # No file holds these buffers: they follow from the settings.
         if isinstance(module, PairBias):
-            PairBias.fill_buffers(module)
+            bias: Any = module
+            bias.fill_buffers()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -116,7 +116,7 @@ class TestKernels:
 
     @pytest.mark.parametrize(
         ("batch", "length", "heads", "channels"),
-        [(1, 1, 1, 16), (3, 1, 2, 2), (1, 63, 1, 33), (2, 70, 1, 64), (1, 130, 1, 16), (1, 9, 1, 192)],
+        [(1, 1, 1, 16), (3, 1, 2, 2), (1, 63, 1, 33), (2, 40, 1, 24), (1, 130, 1, 16), (1, 9, 1, 192)],
     )
     def test_sizes(self, batch: int, length: int, heads: int, channels: int) -> None:
         # Two channels normalise to +1 and -1, without any gradient but through eps.
@@ -187,6 +187,7 @@ class TestKernels:
 
     def test_repeats_to_the_bit(self) -> None:
         """No atomics: the order of sums does not depend on the schedule."""
-        inputs = make_inputs(2, 100, 100, 1, 16)
+        # The interpreter runs one program after the other.
+        inputs = make_inputs(1, 20, 20, 1, 16) if INTERPRETED else make_inputs(2, 100, 100, 1, 16)
         first, second = (differentiate_kernels(*inputs, eps=0.0) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
