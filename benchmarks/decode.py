@@ -15,7 +15,7 @@ from benchmarks.step import plain_formulas
 from benchmarks.targets import decode_targets
 from causalrn.models import MLP, LanguageModel, LinearRelation, Mixer, QuadraticRelation, SoftmaxAttention
 from causalrn.models.cache import GrowingCache, held_bytes
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.models.language_model import DecodingState
 from causalrn.models.positions import LearnedPositions
 from causalrn.models.weight_only import StoredLinear, store_weights
@@ -100,7 +100,7 @@ def check() -> None:
         prompts = [torch.randint(VOCABULARY, (length,)) for length in (40, 3)]
         with torch.inference_mode():
             expected = [whole_context_tokens(network, prompt, 30) for prompt in prompts]
-            tokens = generate(store_weights(network, torch.float32), prompts, 30, temperature=0)
+            tokens = generate(store_weights(network, torch.float32), prompts, 30, GREEDY)
         if not torch.equal(tokens, torch.stack(expected)):
             raise RuntimeError(f"{name}: decoding gives other tokens than the whole context")
     print("checked: decoding gives the tokens of the whole context", flush=True)

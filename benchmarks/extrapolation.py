@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.common import Lines
 from causalrn.cli import whole_numbers
 from causalrn.models import LanguageModel
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from datamodules.tasks.strings import EOS, FIRST_LETTER, evaluation_rows
 
@@ -129,7 +129,7 @@ def check(network: LanguageModel, length: int) -> None:
     """
     tokens = letters_of(network, length, 0, DECODED_STRINGS)
     right, _ = predict(network, tokens)
-    answers = generate(network, tokens[:, : length + 2], length + 1, temperature=0)
+    answers = generate(network, tokens[:, : length + 2], length + 1, GREEDY)
     decoded = answers == wanted(tokens)
     first = [row.long().argmin().item() if not row.all() else -1 for row in (*right, *decoded)]
     if first[: len(right)] != first[len(right) :]:

@@ -22,8 +22,7 @@ from benchmarks.relation import (
     relative_errors,
 )
 from benchmarks.relation import measure as measure_times
-from causalrn.ops import relation_quadratic
-from causalrn.ops.exp_probe import measure_exp_rate
+from causalrn.ops import PairRule, PairTerms, exp_probe, relation_quadratic
 from causalrn.ops.reference import relation_quadratic_reference
 from causalrn.system import available_bytes, format_bytes
 
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     """
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     errors = check(device, dtype, options.heads, options.channels)
-    exp_rate = measure_exp_rate(device)
+    exp_rate = exp_probe.measure_exp_rate() if device.type == "cpu" else exp_rate_of_gpu(device)
     print(f"limit: {exp_rate / 1e9:.1f} Gexp/s in a bare loop")
     rows: list[dict[str, Any]] = []
     batch = options.batch_size or BATCH_SIZE
@@ -73,12 +72,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Lines]]:
     return record, panels(rows, drawn)
 
 
+def exp_rate_of_gpu(device: torch.device) -> float:
+    # Needs Triton, which a CPU's benchmark does not.
+    from benchmarks import exp_probe_gpu
+
+    return exp_probe_gpu.measure_exp_rate(device)
+
+
 def contenders() -> dict[str, Function]:
     def ours(q: Tensor, k: Tensor) -> Tensor:
-        return relation_quadratic(q, k, eps=EPS)
+        return relation_quadratic(q, k, PairTerms(), PairRule(EPS))
 
     def plain(q: Tensor, k: Tensor) -> Tensor:
-        return relation_quadratic_reference(q, k, eps=EPS)
+        return relation_quadratic_reference(q, k, PairTerms(), PairRule(EPS))
 
     return {OURS: ours, EAGER: plain, COMPILED: torch.compile(plain, dynamic=False), ATTENTION: attention}
 
@@ -91,11 +97,11 @@ def check(device: torch.device, dtype: torch.dtype, heads: int, channels: int) -
     """
     # No multiple of any block, and small enough for the definition in float64.
     q, k, grad = make_inputs(device, dtype, (2, 67, heads, channels))
-    out = relation_quadratic(q, k, eps=EPS)
+    out = relation_quadratic(q, k, PairTerms(), PairRule(EPS))
     names = ("out", "dq", "dk")
     found = (out, *torch.autograd.grad(out, (q, k), grad))
     wide = [x.detach().double().requires_grad_() for x in (q, k)]
-    exact_out = relation_quadratic_reference(wide[0], wide[1], eps=EPS)
+    exact_out = relation_quadratic_reference(wide[0], wide[1], PairTerms(), PairRule(EPS))
     exact = (exact_out, *torch.autograd.grad(exact_out, wide, grad.double()))
     return relative_errors(
         dict(zip(names, found, strict=True)), dict(zip(names, exact, strict=True)), TOLERANCES[dtype]

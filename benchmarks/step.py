@@ -92,7 +92,7 @@ def plain_formulas() -> Iterator[None]:
 
 def plain_quadratic(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule) -> tuple[Tensor, None]:
     """The definition in place of the operator, without a shift."""
-    return reference.relation_quadratic_reference(q, k, **terms._asdict(), **rule._asdict()), None
+    return reference.relation_quadratic_reference(q, k, terms, rule), None
 
 
 def plain_linear(q: Tensor, k: Tensor, state: None, *, eps: float, **settings: Any) -> tuple[Tensor, None]:

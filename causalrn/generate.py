@@ -12,7 +12,7 @@ from torch import Tensor
 from causalrn.cli import Parser, quiet_libraries
 from causalrn.evaluation.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.models import LanguageModel
-from causalrn.models.decoding import stream
+from causalrn.models.decoding import Sampling, stream
 from causalrn.models.weight_only import store_weights
 from causalrn.system import check_options, format_bytes
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
@@ -166,10 +166,12 @@ def answer(network: LanguageModel, codec: Codec, prompts: list[str], options: ar
         network,
         rows,
         options.max_tokens,
-        temperature=0.0 if options.greedy else temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        repetition_penalty=options.repetition_penalty,
+        Sampling(
+            temperature=0.0 if options.greedy else temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            repetition_penalty=options.repetition_penalty,
+        ),
         samples=options.samples,
         stop_tokens=codec.stop_tokens,
         cache_dtype=cache_dtype,

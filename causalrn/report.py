@@ -10,7 +10,7 @@ from causalrn.cli import Parser, quiet_libraries
 from causalrn.evaluation.codec import Codec, codec_of
 from causalrn.evaluation.pairs import describe_row, draw_pairs, pair_norms
 from causalrn.models import LanguageModel
-from causalrn.models.decoding import check_prompts, generate
+from causalrn.models.decoding import GREEDY, check_prompts, generate
 from causalrn.reporting import diagnostics, page
 from causalrn.system import check_options, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
@@ -111,7 +111,7 @@ def read_and_answer(
     check_prompts([tokens], network)
     if max_tokens is None and codec.default_temperature > 0:
         max_tokens = 0
-    answer = generate(network, [tokens], max_tokens, temperature=0, stop_tokens=codec.stop_tokens)[0]
+    answer = generate(network, [tokens], max_tokens, GREEDY, stop_tokens=codec.stop_tokens)[0]
     return torch.cat([tokens, answer[:-1]])
 
 

@@ -81,19 +81,10 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_scaled_heads_have_no_hugging_face_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaled_heads_go_on_to_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", reason="the extra huggingface is not installed")
     torch.save(make_state_dict("relation"), tmp_path / "weights.pth")
     export.main(["import-official", str(tmp_path / "weights.pth"), "--model", "relation", "--n-heads", "2"])
-    args = [
-        "huggingface",
-        "--checkpoint",
-        str(tmp_path / "weights.ckpt"),
-        "--output",
-        str(tmp_path / "folder"),
-    ]
-    with pytest.raises(SystemExit):
-        run_command(lambda: export.main(args))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no Hugging Face form of mixer 'QuadraticRelationScaledHeads'" in line
-    assert not (tmp_path / "folder").exists()
+    args = ["--checkpoint", str(tmp_path / "weights.ckpt"), "--output", str(tmp_path / "folder")]
+    export.main(["huggingface", *args])
+    assert "folder: QuadraticRelationScaledHeads, 2 layers" in capsys.readouterr().out

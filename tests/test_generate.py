@@ -14,6 +14,7 @@ import torch
 
 from causalrn import generate
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation
+from causalrn.models.decoding import GREEDY
 from causalrn.models.decoding import generate as generate_tokens
 from causalrn.training.checkpoint import load_network, save_network
 from causalrn.training.errors import run_command
@@ -44,7 +45,7 @@ def test_prints_what_the_model_generates(checkpoint: Path, capsys: pytest.Captur
     args = ["--checkpoint", str(checkpoint), "--prompt", "hello"]
     out, err = output_of([*args, "--max-tokens", "20", "--greedy"], capsys)
     prompt = torch.tensor([list(b"hello")])
-    tokens = generate_tokens(load_network(checkpoint), prompt, 20, temperature=0, stop_tokens=[0])
+    tokens = generate_tokens(load_network(checkpoint), prompt, 20, GREEDY, stop_tokens=[0])
     assert out == bytes(t for t in tokens[0].tolist() if t).decode("utf-8", "replace") + "\n"
     # 24 positions of two layers of 12 channels: the last token is never read.
     assert re.search(
@@ -94,7 +95,7 @@ def test_copy_task_speaks_letters(tmp_path: Path, capsys: pytest.CaptureFixture[
     args = ["--checkpoint", str(path)]
     out, err = output_of([*args, "--prompt", "abc"], capsys)
     tokens = generate_tokens(
-        load_network(path), torch.tensor([[0, 3, 4, 5, 1]]), None, temperature=0, stop_tokens=[2]
+        load_network(path), torch.tensor([[0, 3, 4, 5, 1]]), None, GREEDY, stop_tokens=[2]
     )[0].tolist()
     names = {0: "<BOS>", 1: "<SEP>", 2: ""}
     assert out == "".join(names.get(token, chr(ord("a") + token - 3)) for token in tokens) + "\n"
@@ -213,7 +214,7 @@ def test_lines_typed_on_a_terminal_are_prompts(checkpoint: Path) -> None:
     os.close(main)
     assert process.returncode == 0
     tokens = generate_tokens(
-        load_network(checkpoint), torch.tensor([list(b"hello")]), 5, temperature=0, stop_tokens=[0]
+        load_network(checkpoint), torch.tensor([list(b"hello")]), 5, GREEDY, stop_tokens=[0]
     )
     text = bytes(token for token in tokens[0].tolist() if token).decode("utf-8", "replace")
     assert out.decode().count(f"{text}\n") == 2

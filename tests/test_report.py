@@ -9,7 +9,7 @@ from PIL import Image
 
 from causalrn import report
 from causalrn.models import LanguageModel, QuadraticRelation
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.training.checkpoint import load_network, save_network
 from tests.reporting.run_folders import make_run
 from tests.test_fit import error_of
@@ -35,7 +35,7 @@ def test_the_command_draws_and_writes_numbers(
     # The answer's last token is not read any more.
     assert record["tokens"][:5] == ["<BOS>", "a", "b", "c", "<SEP>"]
     prompt = torch.tensor([[0, 3, 4, 5, 1]])
-    answer = generate(load_network(checkpoint), prompt, 4, temperature=0, stop_tokens=[2])
+    answer = generate(load_network(checkpoint), prompt, 4, GREEDY, stop_tokens=[2])
     assert len(record["tokens"]) == 5 + answer.shape[1] - 1
     assert (record["layer"], record["head"], record["position"]) == (1, 1, 4)
     best = max(range(5), key=lambda j: record["norms"][j])

@@ -24,9 +24,9 @@ def test_a_wrong_result_is_refused() -> None:
     class Halves(LinearRelation):
         """A mixer whose own code keeps its promise to the caller, and whose inherited step does not."""
 
-        def extend(self, x, state):
-            y, state = super().extend(x, state)
-            return y[..., :4], state
+        def extend(self, x, cache):
+            y, cache = super().extend(x, cache)
+            return y[..., :4], cache
 
     mixer = Halves(8, 12)
     with pytest.raises(TypeCheckError, match="return value.*step"):

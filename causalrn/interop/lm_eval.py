@@ -15,11 +15,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from causalrn.evaluation.codec import Codec, TextCodec, TextStream
 from causalrn.models import LanguageModel
-from causalrn.models.decoding import stream
+from causalrn.models.decoding import Sampling, stream
 
-# What the harness generates where a task does not say; its own default for Hugging Face models.
+# New tokens where a task gives no number: the harness's own default for Hugging Face models.
 DEFAULT_NEW_TOKENS = 256
-# Tokens that a model is given to read whose positions have no end.
+# The longest input of a model whose positions have no end.
 DEFAULT_CONTEXT = 4096
 # (context and continuation as text, their tokens); only the tokens are used here, and the first entry may be None.
 TokenRequest = tuple[Any, list[int], list[int]]
@@ -27,8 +27,13 @@ Item = TypeVar("Item")
 
 
 class SplitPair(NamedTuple):
-    """Tokens of a context and its continuation: those that the continuation is read after, what is scored, and what is
-    scored instead of it where the context stands alone; the latter is empty but for a continuation without tokens of its own."""
+    """Tokens of a context and its continuation.
+
+    Attributes:
+        before: read, not scored.
+        scored: scored after them.
+        alone: scored instead where the context stands alone; empty unless the continuation has no tokens of its own.
+    """
 
     before: list[int]
     scored: list[int]
@@ -136,7 +141,7 @@ class CheckpointLM(TemplateLM):
         return [results[index] for index in range(len(requests))]
 
     def input_row(self, context: list[int], continuation: list[int]) -> list[int]:
-        """What the network reads: the end of the context, and the continuation but for its last token.
+        """The network's input: the end of the context, and the continuation but for its last token.
 
         Raises:
             ValueError: the continuation alone has too many tokens, or none.
@@ -191,9 +196,11 @@ class CheckpointLM(TemplateLM):
             self.network,
             prompts,
             count,
-            temperature=settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0,
-            top_k=settings.get("top_k"),
-            top_p=settings.get("top_p"),
+            Sampling(
+                temperature=settings.get("temperature", 1.0) if settings.get("do_sample") else 0.0,
+                top_k=settings.get("top_k"),
+                top_p=settings.get("top_p"),
+            ),
             stop_tokens=self.codec.stop_tokens,
         ):
             for index, token in enumerate(step.tolist()):

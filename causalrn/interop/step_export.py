@@ -108,7 +108,7 @@ def write_step(network: LanguageModel, output: Path) -> None:
         return
     for name in ("onnx", "onnxscript"):
         optional_module(name, "onnx", "the ONNX export")
-    # What it says of packages that it could also use would hide our one line.
+    # The exporter's messages about further packages would hide our one line.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     exported: Any = torch.onnx.export(
         program, input_names=INPUTS, output_names=OUTPUTS, dynamo=True, verbose=False

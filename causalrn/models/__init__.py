@@ -1,68 +1,34 @@
 """Networks: the CausalRN language model, its mixers and the paper's baselines; nothing here knows of Lightning."""
 
-from causalrn.models.attention import LinearAttention, SoftmaxAttention
-from causalrn.models.block import Block
-from causalrn.models.description import build, describe, upgrade
-from causalrn.models.language_model import LanguageModel
-from causalrn.models.mixer import Mixer
-from causalrn.models.mlp import MLP, FeedForward, GatedMLP
-from causalrn.models.pair_terms import (
-    Alibi,
-    HardAlibi,
-    LearnedGain,
-    LearnedLogLengthGain,
-    LogLengthGain,
-    Nape,
-    PairBias,
-)
-from causalrn.models.positions import (
-    LearnedPositions,
-    NoPositions,
-    RandomPositions,
-    Rotary,
-    SinusoidalPositions,
-)
-from causalrn.models.relation import (
-    LinearRelation,
-    LogMeanExpRelation,
-    PositionalRelation,
-    QuadraticRelation,
-    QuadraticRelationWithoutPostNorm,
-)
-from causalrn.models.scaled_heads import QuadraticRelationScaledHeads
-from causalrn.models.short_convolution import ShortConvolution, ShortFilter, TokenShift
-
-__all__ = [
-    "MLP",
-    "Alibi",
-    "Block",
-    "FeedForward",
-    "GatedMLP",
-    "HardAlibi",
-    "LanguageModel",
-    "LearnedGain",
-    "LearnedLogLengthGain",
-    "LearnedPositions",
-    "LinearAttention",
-    "LinearRelation",
-    "LogLengthGain",
-    "LogMeanExpRelation",
-    "Mixer",
-    "Nape",
-    "NoPositions",
-    "PairBias",
-    "PositionalRelation",
-    "QuadraticRelation",
-    "QuadraticRelationScaledHeads",
-    "QuadraticRelationWithoutPostNorm",
-    "RandomPositions",
-    "Rotary",
-    "ShortConvolution",
-    "ShortFilter",
-    "SinusoidalPositions",
-    "SoftmaxAttention",
-    "TokenShift",
-    "build",
-    "describe",
-    "upgrade",
-]
+from causalrn.models.attention import LinearAttention as LinearAttention
+from causalrn.models.attention import SoftmaxAttention as SoftmaxAttention
+from causalrn.models.block import Block as Block
+from causalrn.models.description import build as build
+from causalrn.models.description import describe as describe
+from causalrn.models.description import upgrade as upgrade
+from causalrn.models.language_model import LanguageModel as LanguageModel
+from causalrn.models.mixer import Mixer as Mixer
+from causalrn.models.mlp import MLP as MLP
+from causalrn.models.mlp import FeedForward as FeedForward
+from causalrn.models.mlp import GatedMLP as GatedMLP
+from causalrn.models.pair_terms import Alibi as Alibi
+from causalrn.models.pair_terms import HardAlibi as HardAlibi
+from causalrn.models.pair_terms import LearnedGain as LearnedGain
+from causalrn.models.pair_terms import LearnedLogLengthGain as LearnedLogLengthGain
+from causalrn.models.pair_terms import LogLengthGain as LogLengthGain
+from causalrn.models.pair_terms import Nape as Nape
+from causalrn.models.pair_terms import PairBias as PairBias
+from causalrn.models.positions import LearnedPositions as LearnedPositions
+from causalrn.models.positions import NoPositions as NoPositions
+from causalrn.models.positions import RandomPositions as RandomPositions
+from causalrn.models.positions import Rotary as Rotary
+from causalrn.models.positions import SinusoidalPositions as SinusoidalPositions
+from causalrn.models.relation import LinearRelation as LinearRelation
+from causalrn.models.relation import LogMeanExpRelation as LogMeanExpRelation
+from causalrn.models.relation import PositionalRelation as PositionalRelation
+from causalrn.models.relation import QuadraticRelation as QuadraticRelation
+from causalrn.models.relation import QuadraticRelationWithoutPostNorm as QuadraticRelationWithoutPostNorm
+from causalrn.models.scaled_heads import QuadraticRelationScaledHeads as QuadraticRelationScaledHeads
+from causalrn.models.short_convolution import ShortConvolution as ShortConvolution
+from causalrn.models.short_convolution import ShortFilter as ShortFilter
+from causalrn.models.short_convolution import TokenShift as TokenShift

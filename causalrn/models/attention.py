@@ -10,15 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.cache import GrowingCache
-from causalrn.models.mixer import Mixer, check_heads, normal_linear_
+from causalrn.models.mixer import Mixer, Stream, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.models.positions import Rotary
 from causalrn.ops import normalise
 from causalrn.system import check_range
 
+Heads = Float[Tensor, "B T H D"]
+
 
 class Attention(Mixer):
-    """What both attentions share: q, k, v from one projection of norm(x) without biases, and an output projection.
+    """The base of both attentions: q, k and v come from one projection of norm(x), without biases, before an output projection.
 
     Args:
         d_model: width C of the residual stream, divided among the heads.
@@ -53,8 +55,8 @@ class Attention(Mixer):
         normal_linear_(self.qkv_proj, 0.02)
         normal_linear_(self.out_proj, 0.02 / math.sqrt(n_branches))
 
-    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, each (B, T, H, D)."""
+    def project(self, x: Stream) -> tuple[Heads, Heads, Heads]:
+        """q, k and v of the input."""
         qkv = self.qkv_proj(normalise(x, self.norm, self.eps))
         q, k, v = rearrange(qkv, "b t (three h d) -> three b t h d", three=3, h=self.n_heads).unbind(0)
         return q, k, v
@@ -99,10 +101,8 @@ class SoftmaxAttention(Attention):
         if self.gain is not None:
             self.gain.reset_parameters()
 
-    def project_at(
-        self, x: Float[Tensor, "B T C"], positions: Int[Tensor, "#B T"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, each (B, T, H, D), with what depends on their own positions."""
+    def project_at(self, x: Stream, positions: Int[Tensor, "#B T"]) -> tuple[Heads, Heads, Heads]:
+        """q, k and v with what depends on their own positions."""
         q, k, v = self.project(x)
         if self.rotary is not None:
             q, k = self.rotary(q, positions), self.rotary(k, positions)
@@ -116,7 +116,7 @@ class SoftmaxAttention(Attention):
         k: Float[Tensor, "B S H D"],
         v: Float[Tensor, "B S H D"],
         positions: Int[Tensor, "#B T"],
-    ) -> Float[Tensor, "B T C"]:
+    ) -> Stream:
         """Mixes the positions of k and v for the queries at `positions`, the last of each row's."""
         q, k, v = (rearrange(t, "b t h d -> b h t d") for t in (q, k, v))
         new, total = q.shape[2], k.shape[2]
@@ -145,7 +145,7 @@ class SoftmaxAttention(Attention):
             outputs.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask))
         return torch.cat(outputs, dim=2)
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Stream) -> Stream:
         positions = torch.arange(x.shape[1], device=x.device)[None]
         return self.attend(*self.project_at(x, positions), positions)
 
@@ -156,8 +156,8 @@ class SoftmaxAttention(Attention):
         return GrowingCache(cache_dtype, capacity), GrowingCache(cache_dtype, capacity)
 
     def extend(
-        self, x: Float[Tensor, "B T C"], cache: tuple[GrowingCache, GrowingCache]
-    ) -> tuple[Float[Tensor, "B T C"], tuple[GrowingCache, GrowingCache]]:
+        self, x: Stream, cache: tuple[GrowingCache, GrowingCache]
+    ) -> tuple[Stream, tuple[GrowingCache, GrowingCache]]:
         seen, lengths = cache[0].length, cache[0].lengths
         start = torch.tensor([[seen]], device=x.device) if lengths is None else lengths[:, None]
         positions = start + torch.arange(x.shape[1], device=x.device)
@@ -178,9 +178,7 @@ class LinearAttention(Attention):
 
     PART = 128
 
-    def mix(
-        self, x: Float[Tensor, "B T C"], cache: tuple[Tensor, Tensor] | None
-    ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Tensor]]:
+    def mix(self, x: Stream, cache: tuple[Tensor, Tensor] | None) -> tuple[Stream, tuple[Tensor, Tensor]]:
         q, k, v = self.project(x)
         q, k = F.elu(q) + 1, F.elu(k) + 1
         scores = torch.einsum("bihd,bjhd->bhij", q, k)
@@ -195,7 +193,7 @@ class LinearAttention(Attention):
             kv_sum, k_sum = cache[0] + kv_sum, cache[1] + k_sum
         return self.out_proj(rearrange(y / weight, "b t h d -> b t (h d)")), (kv_sum, k_sum)
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Stream) -> Stream:
         if not self.causal or x.shape[1] <= self.PART:
             return self.mix(x, None)[0]
         return self.extend(x, self.init_cache(len(x)))[0]
@@ -210,9 +208,7 @@ class LinearAttention(Attention):
         # Sums over positions are kept in float32 whatever the weights are held in.
         return torch.zeros(*shape, channels, device=device), torch.zeros(shape, device=device)
 
-    def extend(
-        self, x: Float[Tensor, "B T C"], cache: tuple[Tensor, Tensor]
-    ) -> tuple[Float[Tensor, "B T C"], tuple[Tensor, Tensor]]:
+    def extend(self, x: Stream, cache: tuple[Tensor, Tensor]) -> tuple[Stream, tuple[Tensor, Tensor]]:
         outputs = []
         for part in x.split(self.PART, dim=1):
             y, cache = self.mix(part, cache)

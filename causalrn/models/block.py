@@ -3,16 +3,15 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.mixer import Mixer
+from causalrn.models.mixer import Mixer, Stream
 from causalrn.models.mlp import FeedForward
 from causalrn.models.short_convolution import ShortFilter
 
 
 class Block(nn.Module):
-    """x + mixer(short_convolution(x)), then x + mlp(x); what is None is left out.
+    """x + mixer(short_convolution(x)), then x + mlp(x); a part that is None is left out.
 
     The cache is the mixer's, behind a short convolution together with the positions that this keeps.
     """
@@ -33,14 +32,14 @@ class Block(nn.Module):
         if self.mlp is not None:
             self.mlp.reset_parameters(n_branches)
 
-    def mixer_input(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """What the mixer reads of a whole sequence."""
+    def mixer_input(self, x: Stream) -> Stream:
+        """The mixer's input for a whole sequence."""
         return x if self.short_convolution is None else self.short_convolution(x, self.mixer.causal)
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Stream) -> Stream:
         return self.feed_forward(x + self.mixer(self.mixer_input(x)))
 
-    def feed_forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def feed_forward(self, x: Stream) -> Stream:
         return x if self.mlp is None else x + self.mlp(x)
 
     def init_cache(
@@ -54,7 +53,7 @@ class Block(nn.Module):
         before = self.short_convolution.kernel_size - 1
         return torch.zeros(batch_size, before, self.mixer.d_model, device=device), cache
 
-    def extend(self, x: Float[Tensor, "B T C"], cache: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+    def extend(self, x: Stream, cache: Any) -> tuple[Stream, Any]:
         """The next T positions after those in `cache`: equals `forward` on the whole sequence."""
         if self.short_convolution is None:
             y, cache = self.mixer.extend(x, cache)
@@ -70,7 +69,7 @@ class Block(nn.Module):
 
 
 def rename_former_keys(block: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Weights of before a short convolution was a part of the block: it was a mixer around the mixer."""
+    """Renames the weights of former versions, in which a short convolution was a mixer around the mixer."""
     former = f"{prefix}mixer.mixer."
     if not any(key.startswith(former) for key in state_dict):
         return

@@ -1,4 +1,4 @@
-"""What decoding carries from position to position: growing caches, and operations on the rows of any mixer's cache."""
+"""Caches that decoding carries from position to position: one that grows, and operations on the rows of any mixer's cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,7 @@ class GrowingCache:
         if self.lengths is None:
             buffer[:, :, self.length : end] = rearrange(new, "b t h d -> b h t d")
         elif new.shape[1] == 1:
-            # Beyond the end of a shorter row: masked, but attention would multiply it by 0, so it must not be NaN.
+            # This place lies beyond the end of a shorter row. It is masked, but attention multiplies it by 0: it must not be NaN.
             buffer[:, :, self.length] = 0
             buffer[torch.arange(len(new), device=new.device), :, self.lengths] = new[:, 0].to(buffer.dtype)
             self.lengths = self.lengths + 1

@@ -1,4 +1,4 @@
-"""How much work a network is, by formula: FLOPs of its matrix products, and exponentials."""
+"""The work of a network by formula: FLOPs of its matrix products, and exponentials."""
 
 from dataclasses import dataclass
 from functools import singledispatch
@@ -58,7 +58,7 @@ def forward_cost(network: LanguageModel, length: int) -> Cost:
 
 
 def linear_flops(module: nn.Module, length: int) -> int:
-    """Of all linear layers in a module, each applied at every position."""
+    """FLOPs of all linear layers in a module, each applied at every position."""
     layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
     return 2 * length * sum(layer.weight.numel() for layer in layers)
 

@@ -18,7 +18,7 @@ PREFILL_POSITIONS = 4096
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from logits, in this order: penalty, temperature, top-k, top-p.
+    """The way in which a token is drawn from logits, in this order: penalty, temperature, top-k, top-p.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -40,20 +40,20 @@ class Sampling:
         check_range(None, "(0, inf)", repetition_penalty=self.repetition_penalty)
 
 
+GREEDY = Sampling(temperature=0)
+
+
 def stream(
     network: LanguageModel,
     prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " _"]],
     max_new_tokens: int | None,
+    sampling: Sampling,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
     samples: int = 1,
     stop_tokens: Sequence[int] = (),
     cache_dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
-) -> Iterator[Int[Tensor, " N"]]:
+) -> Iterator[Int[Tensor, " rows"]]:
     """Yields the tokens that follow each prompt, one position at a time, as they come.
 
     Args:
@@ -61,8 +61,9 @@ def stream(
         prompts: at least one token per row; a list of rows may hold rows of different lengths, each of which is
             continued as it would be alone.
         max_new_tokens: number of tokens to yield; as many as the model has positions for if None, where these end.
-        temperature, top_k, top_p, repetition_penalty: see `Sampling`.
-        samples: continuations of each prompt, whose rows follow one another; the prompt is read once for all.
+        sampling: how each token is drawn.
+        samples: continuations of each prompt, whose rows follow one another; the prompt is read once for all. There are
+            B * samples rows.
         stop_tokens: tokens that end a row. It repeats the token until every row has ended.
         cache_dtype: of the stored k (and v) of past positions; that of the weights if None.
         generator: source of randomness, on the network's device.
@@ -71,7 +72,6 @@ def stream(
         ValueError: an empty prompt, a token outside the vocabulary, more positions than the model has, a state larger
             than the memory, or a setting out of range. All are raised here, before the first token.
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     rows = list(prompts)
     check_prompts(rows, network)
     check_range(None, "[1, inf)", samples=samples)
@@ -82,7 +82,7 @@ def stream(
     check_memory(network, len(rows) * samples, capacity, cache_dtype)
 
     @torch.inference_mode()
-    def run() -> Iterator[Int[Tensor, " N"]]:
+    def run() -> Iterator[Int[Tensor, " rows"]]:
         logits, state = prefill(network, rows, cache_dtype=cache_dtype, capacity=capacity)
         seen = None
         if sampling.repetition_penalty != 1:
@@ -112,13 +112,14 @@ def generate(
     network: LanguageModel,
     prompts: Int[Tensor, "B T"] | Sequence[Int[Tensor, " _"]],
     max_new_tokens: int | None,
+    sampling: Sampling,
     **options,
 ) -> Int[Tensor, "rows N"]:
     """The tokens of `stream`, stacked, `samples` rows for each prompt; takes the same options.
 
     Shorter where every row met a stop token.
     """
-    tokens = list(stream(network, prompts, max_new_tokens, **options))
+    tokens = list(stream(network, prompts, max_new_tokens, sampling, **options))
     if not tokens:
         return torch.empty(len(prompts) * options.get("samples", 1), 0, dtype=torch.int64)
     return torch.stack(tokens, dim=1)
@@ -134,7 +135,7 @@ def check_prompts(rows: Sequence[Int[Tensor, " _"]], network: LanguageModel) -> 
 
 
 def count_new_tokens(network: LanguageModel, prompt_length: int, max_new_tokens: int | None) -> int:
-    """How many tokens to generate.
+    """The number of tokens to generate.
 
     Raises:
         ValueError: the model has too few positions for the prompt or for all the tokens wanted.
@@ -199,7 +200,7 @@ def prefill(
     position: int | Tensor = torch.tensor([len(row) for row in rows], device=device)
     if len(by_length) == 1:
         return logits[0], DecodingState(len(rows[0]), layers[0])
-    # Where each prompt's row went.
+    # The row of `logits` and `layers` that each prompt went to.
     order = torch.tensor([i for indices in by_length.values() for i in indices], device=device).argsort()
     return torch.cat(logits)[order], DecodingState(position, select_rows(join_rows(layers), order))
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.block import Block
-from causalrn.models.mixer import Mixer, given, normal_linear_
+from causalrn.models.mixer import Mixer, Stream, given, normal_linear_
 from causalrn.models.mlp import FeedForward
 from causalrn.models.positions import LearnedPositions, Positions
 from causalrn.models.short_convolution import ShortFilter
@@ -18,7 +18,7 @@ from causalrn.system import check_range
 
 
 class DecodingState(NamedTuple):
-    """Where decoding stands.
+    """The state of decoding.
 
     Attributes:
         position: number of positions seen: one number, or int64 (B,) where the rows differ.
@@ -46,7 +46,7 @@ class LanguageModel(nn.Module):
         norm: plain normalisation before the head, "layer" or "rms"; mixers, MLPs and short convolutions have their own.
         eps: added to the standard deviation of that normalisation.
         positions: how embeddings say where they stand; None for the paper's learned positions.
-        short_convolution: prototype of what blends each position with the few before it in front of the mixer, or None.
+        short_convolution: prototype of the blend of each position with the few before it in front of the mixer, or None.
 
     Raises:
         ValueError: mixers, an MLP or a short convolution of different widths, a pattern longer than the network, more positions wanted than there are, or no tokens, layers or positions.
@@ -141,13 +141,11 @@ class LanguageModel(nn.Module):
             block.reset_parameters(n_branches)
         normal_linear_(self.head, 0.02)
 
-    def embed(self, tokens: Int[Tensor, "B T"], start: int | Int[Tensor, " B"]) -> Float[Tensor, "B T C"]:
+    def embed(self, tokens: Int[Tensor, "B T"], start: int | Int[Tensor, " B"]) -> Stream:
         """Embeds T tokens that stand from position `start` (of every row, or one for each) on; see `add_positions`."""
         return self.add_positions(self.token_embedding(tokens), start)
 
-    def add_positions(
-        self, x: Float[Tensor, "B T C"], start: int | Int[Tensor, " B"]
-    ) -> Float[Tensor, "B T C"]:
+    def add_positions(self, x: Stream, start: int | Int[Tensor, " B"]) -> Stream:
         """Embedded tokens with what tells their positions apart.
 
         Raises:
@@ -162,11 +160,11 @@ class LanguageModel(nn.Module):
         positions = steps + (start if isinstance(start, int) else start[:, None])
         return self.position_embedding(x, positions)
 
-    def last_norm(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def last_norm(self, x: Stream) -> Stream:
         """The stream after the last block as the head reads it."""
         return normalise(x, self.norm, self.eps)
 
-    def unembed(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+    def unembed(self, x: Stream) -> Float[Tensor, "B T V"]:
         return self.head(self.last_norm(x))
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
@@ -189,9 +187,7 @@ class LanguageModel(nn.Module):
         ]
         return DecodingState(0, layers)
 
-    def advance(
-        self, tokens: Int[Tensor, "B T"], state: DecodingState
-    ) -> tuple[Float[Tensor, "B T C"], DecodingState]:
+    def advance(self, tokens: Int[Tensor, "B T"], state: DecodingState) -> tuple[Stream, DecodingState]:
         """The residual stream after the last block at the next T positions, and the state after them.
 
         One call with a whole prompt is the prefill; T = 1 is a decoding step, the only one possible where the

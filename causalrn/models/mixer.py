@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from causalrn.system import check_range
 
+# The residual stream, or a branch of it.
+Stream = Float[Tensor, "B T C"]
+
 
 class Mixer(nn.Module, ABC):
     """One residual branch that mixes positions; the language model adds its output to the stream.
@@ -35,7 +38,7 @@ class Mixer(nn.Module, ABC):
         """Draws the initial values; output projections shrink with the model's number of residual branches."""
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Stream) -> Stream:
         """Mixes a whole sequence."""
 
     @abstractmethod
@@ -54,7 +57,7 @@ class Mixer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def extend(self, x: Float[Tensor, "B T C"], cache: Any) -> tuple[Float[Tensor, "B T C"], Any]:
+    def extend(self, x: Stream, cache: Any) -> tuple[Stream, Any]:
         """Mixes the next T positions after those in `cache`: equals `forward` on the whole sequence.
 
         The passed cache must not be used again: its memory may be reused for the returned one.

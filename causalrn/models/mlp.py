@@ -17,7 +17,7 @@ GATED_MULTIPLE = 64
 
 
 class FeedForward(nn.Module, ABC):
-    """What both MLPs share: a residual branch that sees one position at a time.
+    """The base of both MLPs, a residual branch that sees one position at a time.
 
     Args:
         d_model: width C of the residual stream. Only a config may leave it out: it is the mixer's then.
@@ -44,7 +44,7 @@ class FeedForward(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape C"]:
-        """What the branch adds to the stream."""
+        """The branch, which is added to the stream."""
 
 
 class MLP(FeedForward):

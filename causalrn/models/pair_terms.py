@@ -1,4 +1,4 @@
-"""What a pair of positions (i, j) adds to its content: a gain of the receiving position, windows and decays per head."""
+"""Terms of a pair of positions (i, j) beside its content: a gain of the receiving position, windows and decays per head."""
 
 import math
 from abc import ABC, abstractmethod
@@ -155,7 +155,7 @@ class PairBias(nn.Module):
     def log_weights(
         self, queries: Int[Tensor, "B Tq"], keys: Int[Tensor, " Tk"], causal: bool
     ) -> Float[Tensor, "B H Tq Tk"]:
-        """What attention adds to its logits: -slope_h |i - j|, or -inf where j is out of reach."""
+        """The summand of attention's logits: -slope_h |i - j|, or -inf where j is out of reach."""
         distance = (queries[:, :, None] - keys)[:, None]
         reach = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         if self.window is not None:

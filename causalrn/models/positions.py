@@ -1,4 +1,4 @@
-"""How a token's embedding says where it stands: learned (the paper), not at all, sinusoidal, or at random places."""
+"""Schemes by which a token's embedding says where it stands: learned (the paper), not at all, sinusoidal, or at random places."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,17 +9,19 @@ from torch import Tensor, nn
 
 from causalrn.system import check_range
 
+Embedded = Float[Tensor, "*batch T C"]
+# One line of positions for all rows, or one for each.
+Places = Int[Tensor, "*rows T"]
+
 
 class Positions(nn.Module, ABC):
-    """Adds to the embeddings what tells positions apart. A scheme without an end has `max_length` None."""
+    """Tells positions apart by what it adds to the embeddings. A scheme without an end has `max_length` None."""
 
     max_length: int | None = None
 
     @abstractmethod
-    def forward(
-        self, x: Float[Tensor, "*batch T C"], positions: Int[Tensor, "*rows T"]
-    ) -> Float[Tensor, "*batch T C"]:
-        """x with its positions, which are those of every row or one line for each."""
+    def forward(self, x: Embedded, positions: Places) -> Embedded:
+        """x with its positions."""
 
     def reset_parameters(self) -> None:
         """Draws the initial values, where there are any."""
@@ -39,18 +41,14 @@ class LearnedPositions(Positions):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)
 
-    def forward(
-        self, x: Float[Tensor, "*batch T C"], positions: Int[Tensor, "*rows T"]
-    ) -> Float[Tensor, "*batch T C"]:
+    def forward(self, x: Embedded, positions: Places) -> Embedded:
         return x + self.weight[positions]
 
 
 class NoPositions(Positions):
     """Nothing: only the mixers know an order, by what a position can see."""
 
-    def forward(
-        self, x: Float[Tensor, "*batch T C"], positions: Int[Tensor, "*rows T"]
-    ) -> Float[Tensor, "*batch T C"]:
+    def forward(self, x: Embedded, positions: Places) -> Embedded:
         return x
 
 
@@ -66,9 +64,7 @@ class SinusoidalPositions(Positions):
         check_range(self, "(0, inf)", longest_wavelength=longest_wavelength)
         self.longest_wavelength = longest_wavelength
 
-    def forward(
-        self, x: Float[Tensor, "*batch T C"], positions: Int[Tensor, "*rows T"]
-    ) -> Float[Tensor, "*batch T C"]:
+    def forward(self, x: Embedded, positions: Places) -> Embedded:
         channels = x.shape[-1]
         angles = rotary_angles(positions, channels + channels % 2, self.longest_wavelength)
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :channels]
@@ -102,9 +98,7 @@ class RandomPositions(Positions):
     def reset_parameters(self) -> None:
         self.positions.reset_parameters()
 
-    def forward(
-        self, x: Float[Tensor, "*batch T C"], positions: Int[Tensor, "*rows T"]
-    ) -> Float[Tensor, "*batch T C"]:
+    def forward(self, x: Embedded, positions: Places) -> Embedded:
         if self.training:
             assert self.max_length is not None
             draws = torch.rand(len(x), self.max_length, device=x.device).argsort(dim=-1)
@@ -134,7 +128,7 @@ class Rotary(nn.Module):
 
 
 def rotary_angles(
-    positions: Int[Tensor, "*rows T"], channels: int, longest_wavelength: float
+    positions: Places, channels: int, longest_wavelength: float
 ) -> Float[Tensor, "*rows T half"]:
     """Position times the frequency of each pair of channels, from 1 down to 1 / longest_wavelength."""
     # In float64: float32 knows the phase of position 1e6 to a tenth only.

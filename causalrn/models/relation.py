@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalrn.models.cache import GrowingCache
-from causalrn.models.mixer import Mixer, check_heads, normal_linear_
+from causalrn.models.mixer import Mixer, Stream, check_heads, normal_linear_
 from causalrn.models.pair_terms import Gain, PairBias, check_pair_terms
 from causalrn.ops import (
     PairRule,
@@ -23,12 +23,16 @@ from causalrn.ops.reference import LinearState
 from causalrn.system import check_range
 
 OutputNorm = Literal["layer", "rms"]
+Heads = Float[Tensor, "B T H D"]
+# Means over pairs of whole sequences (B, T, H, D) or of one step (B, H, D), and the gains of their rows.
+Means = Float[Tensor, "*shape H D"]
+Gains = Float[Tensor, "*rows H"]
 # Rows are scaled down to this before a norm, which would square them out of the range of floats: far above every eps.
 LARGEST_NORMALISED = 2.0**60
 
 
 class Relation(Mixer):
-    """What both forms share: out_proj(norm(relation(q_proj(norm(x)), k_proj(norm(x))))).
+    """The base of both forms: out_proj(norm(relation(q_proj(norm(x)), k_proj(norm(x))))).
 
     q_proj (with bias) is the official fc_1 and sees the receiving position, k_proj (without) is fc_2 and
     sees the contributing one, out_proj is fc_3.
@@ -71,7 +75,7 @@ class Relation(Mixer):
         normal_linear_(self.k_proj, 0.02)
         normal_linear_(self.out_proj, 0.02 / math.sqrt(n_branches))
 
-    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"]]:
+    def project(self, x: Stream) -> tuple[Heads, Heads]:
         x = normalise(x, self.norm, self.eps)
         q, k = self.q_proj(x), self.k_proj(x)
         return tuple(rearrange(t, "b t (h d) -> b t h d", h=self.n_heads) for t in (q, k))
@@ -104,7 +108,7 @@ class QuadraticRelation(Relation):
         self.pre_norm = pre_norm
         self.activation: Literal["exp", "relu", "elu", "gelu", "official_elu"] = activation
 
-    def project(self, x: Float[Tensor, "B T C"]) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H D"]]:
+    def project(self, x: Stream) -> tuple[Heads, Heads]:
         q, k = super().project(x)
         if self.pre_norm == "approx":
             q, k = (normalise(t, self.norm, self.eps) for t in (q, k))
@@ -112,12 +116,12 @@ class QuadraticRelation(Relation):
 
     @property
     def pair_rule(self) -> PairRule:
-        """How the operators form and take each pair."""
+        """The rule by which the operators form and take each pair."""
         activation = "elu" if self.activation == "official_elu" else self.activation
         return PairRule(self.eps, self.causal, self.norm if self.pre_norm == "exact" else "none", activation)
 
     def pair_terms(self, positions: Int[Tensor, "*shape"]) -> PairTerms:
-        """What weighs the pairs of these receiving positions."""
+        """The tensors that weigh the pairs of these receiving positions."""
         return PairTerms(self.gain_at(positions))
 
     def gain_at(self, positions: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape H"] | None:
@@ -138,12 +142,7 @@ class QuadraticRelation(Relation):
         terms = self.pair_terms(lengths - 1)
         return self.finish(*relation_quadratic_step(q, keys, lengths, terms, self.pair_rule), terms.gain)
 
-    def finish(
-        self,
-        mean: Float[Tensor, "*shape H D"],
-        shift: Float[Tensor, "*shape H D"] | None,
-        gain: Float[Tensor, "*rows H"] | None,
-    ) -> Float[Tensor, "*shape H D"]:
+    def finish(self, mean: Means, shift: Means | None, gain: Gains | None) -> Means:
         """The value of mean * exp(shift) up to a factor per position, which `post_norm` erases; 1 in the usual range."""
         bound = math.log(LARGEST_NORMALISED)
         # Without a gain, the exponents of exactly normalised pairs are at most sqrt(D).
@@ -157,13 +156,13 @@ class QuadraticRelation(Relation):
         largest = out.detach().amax((-2, -1), keepdim=True)
         return out / (largest / LARGEST_NORMALISED).clamp(min=1)
 
-    def combine(self, out: Float[Tensor, "B T H D"]) -> Float[Tensor, "B T C"]:
+    def combine(self, out: Heads) -> Stream:
         return self.out_proj(self.post_norm(rearrange(out, "b t h d -> b t (h d)")))
 
     def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
         return normalise(out, self.norm, self.eps)
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Stream) -> Stream:
         return self.combine(self.relate(*self.project(x)))
 
     def init_cache(
@@ -174,9 +173,7 @@ class QuadraticRelation(Relation):
             raise ValueError("activation official_elu depends on the length still to come; decode with elu")
         return GrowingCache(cache_dtype, capacity)
 
-    def extend(
-        self, x: Float[Tensor, "B T C"], cache: GrowingCache
-    ) -> tuple[Float[Tensor, "B T C"], GrowingCache]:
+    def extend(self, x: Stream, cache: GrowingCache) -> tuple[Stream, GrowingCache]:
         q, k = self.project(x)
         keys = cache.append(k)
         if x.shape[1] > 1:
@@ -191,12 +188,7 @@ class QuadraticRelation(Relation):
 class QuadraticRelationWithoutPostNorm(QuadraticRelation):
     """The ablation without the normalisation after the sum (official `PostNorm: "no"`)."""
 
-    def finish(
-        self,
-        mean: Float[Tensor, "*shape H D"],
-        shift: Float[Tensor, "*shape H D"] | None,
-        gain: Float[Tensor, "*rows H"] | None,
-    ) -> Float[Tensor, "*shape H D"]:
+    def finish(self, mean: Means, shift: Means | None, gain: Gains | None) -> Means:
         return mean if shift is None else (mean * shift.exp()).to(mean.dtype)
 
     def post_norm(self, out: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
@@ -261,12 +253,7 @@ class LogMeanExpRelation(PositionalRelation):
         gain: above 0.
     """
 
-    def finish(
-        self,
-        mean: Float[Tensor, "*shape H D"],
-        shift: Float[Tensor, "*shape H D"] | None,
-        gain: Float[Tensor, "*rows H"] | None,
-    ) -> Float[Tensor, "*shape H D"]:
+    def finish(self, mean: Means, shift: Means | None, gain: Gains | None) -> Means:
         out = mean.to(torch.promote_types(mean.dtype, torch.float32)).log()
         if shift is not None:
             out = out + shift
@@ -279,14 +266,12 @@ class LinearRelation(Relation):
     Equals the official `BlockRLinear` without its residual sum.
     """
 
-    def mix(
-        self, x: Float[Tensor, "B T C"], cache: LinearState | None
-    ) -> tuple[Float[Tensor, "B T C"], LinearState]:
+    def mix(self, x: Stream, cache: LinearState | None) -> tuple[Stream, LinearState]:
         q, k = self.project(x)
         y, end = relation_linear(q, k, cache, eps=self.eps, causal=self.causal, norm=self.norm)
         return self.out_proj(rearrange(y, "b t h d -> b t (h d)")), end
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Stream) -> Stream:
         return self.mix(x, None)[0]
 
     def init_cache(
@@ -297,16 +282,14 @@ class LinearRelation(Relation):
         shape = (batch_size, self.n_heads, self.d_hidden // self.n_heads)
         return LinearState(torch.zeros(shape, device=device), torch.zeros(batch_size, device=device))
 
-    def extend(
-        self, x: Float[Tensor, "B T C"], cache: LinearState
-    ) -> tuple[Float[Tensor, "B T C"], LinearState]:
+    def extend(self, x: Stream, cache: LinearState) -> tuple[Stream, LinearState]:
         return self.mix(x, cache)
 
     def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         return 4 * (self.d_hidden + 1)
 
 
-def official_mask_shift(out: Float[Tensor, "B T H D"]) -> Float[Tensor, "T 1 1"]:
-    """What the official -inf mask adds through elu: -1 for each of the T-1-i future positions, over i+1."""
+def official_mask_shift(out: Heads) -> Float[Tensor, "T 1 1"]:
+    """The sum that the official -inf mask adds through elu: -1 for each of the T-1-i future positions, over i+1."""
     position = torch.arange(out.shape[1], device=out.device, dtype=out.dtype)
     return ((position + 1 - out.shape[1]) / (position + 1))[:, None, None]

@@ -9,14 +9,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalrn.models.mixer import given
+from causalrn.models.mixer import Stream, given
 from causalrn.ops import normalise
 from causalrn.ops.context_parallel import active_split
 from causalrn.system import check_range
 
 
 class ShortFilter(nn.Module, ABC):
-    """norm(x) blended over the last `kernel_size` positions: what the mixer of a block reads, and normalises again.
+    """norm(x) blended over the last `kernel_size` positions. The mixer of a block reads the result, and normalises it again.
 
     The blend tells a position what came before it, in order, without saying where it stands. Decoding keeps the last
     kernel_size - 1 positions. A bidirectional mixer gets a centred blend.
@@ -39,14 +39,14 @@ class ShortFilter(nn.Module, ABC):
         self.eps = eps
 
     @abstractmethod
-    def blend(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B T C"]:
+    def blend(self, x: Float[Tensor, "B S C"]) -> Stream:
         """Each position but the first kernel_size - 1, blended with the ones before it."""
 
     def reset_parameters(self) -> None:
         """Draws the initial values, where there are any."""
 
-    def forward(self, x: Float[Tensor, "B T C"], causal: bool = True) -> Float[Tensor, "B T C"]:
-        """What the mixer reads of a whole sequence.
+    def forward(self, x: Stream, causal: bool = True) -> Stream:
+        """The mixer's input for a whole sequence.
 
         Raises:
             ValueError: the sequence is split over ranks.
@@ -59,10 +59,8 @@ class ShortFilter(nn.Module, ABC):
         padding = (0, 0, self.kernel_size - 1 - after, after)
         return self.blend(F.pad(normalise(x, self.norm, self.eps), padding))
 
-    def extend(
-        self, x: Float[Tensor, "B T C"], before: Float[Tensor, "B S C"]
-    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B S C"]]:
-        """What the mixer reads at the next T positions, and the last positions to blend the following ones with."""
+    def extend(self, x: Stream, before: Float[Tensor, "B S C"]) -> tuple[Stream, Float[Tensor, "B S C"]]:
+        """The mixer's input at the next T positions, and the last positions to blend the following ones with."""
         h = normalise(x, self.norm, self.eps)
         h = torch.cat([before.to(h.dtype), h], dim=1)
         return self.blend(h), h[:, h.shape[1] - self.kernel_size + 1 :].to(before.dtype)
@@ -91,7 +89,7 @@ class ShortConvolution(ShortFilter):
     def reset_parameters(self) -> None:
         self.convolution.reset_parameters()
 
-    def blend(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B T C"]:
+    def blend(self, x: Float[Tensor, "B S C"]) -> Stream:
         return rearrange(self.convolution(rearrange(x, "b t c -> b c t")), "b c t -> b t c")
 
 
@@ -101,6 +99,6 @@ class TokenShift(ShortFilter):
     def __init__(self, norm: Literal["layer", "rms"] = "layer", eps: float = 1e-5) -> None:
         super().__init__(2, norm, eps)
 
-    def blend(self, x: Float[Tensor, "B S C"]) -> Float[Tensor, "B T C"]:
+    def blend(self, x: Float[Tensor, "B S C"]) -> Stream:
         half = x.shape[-1] // 2
         return torch.cat([x[:, :-1, :half], x[:, 1:, half:]], dim=-1)

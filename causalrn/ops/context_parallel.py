@@ -45,7 +45,7 @@ def context_parallel(group: dist.ProcessGroup) -> Iterator[SequenceSplit]:
 
 
 def active_split() -> SequenceSplit | None:
-    """How the sequence is split, or None outside `context_parallel`."""
+    """The split of the sequence, or None outside `context_parallel`."""
     return _active
 
 

@@ -1,10 +1,11 @@
-"""Finds the compiled CPU kernels, chooses the instruction set to run them with, and calls them."""
+"""Finds the compiled kernels, chooses the instruction set to run those of the CPU with, and calls them."""
 
 import ctypes
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ LIBRARY_PATH = Path(__file__).with_name("_kernels.so")
 # In the order of causalrn_cpu_level() in csrc/cpu.cpp.
 INSTRUCTION_SETS = ("plain", "avx2", "avx512")
 ISA_VARIABLE = "CAUSALRN_ISA"
-# The dtypes that the kernels read and write tensors in.
+# The dtypes that all kernels read and write tensors in.
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -36,8 +37,18 @@ def load_library(path: Path = LIBRARY_PATH) -> ctypes.CDLL | None:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the library is there and takes this tensor: of the dtypes above, and not empty."""
-    return x.dtype in DTYPES and x.numel() > 0 and load_library() is not None
+    """Whether the library is there and takes this tensor: on the CPU, of the dtypes above, and not empty."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and x.numel() > 0 and load_library() is not None
+
+
+def triton_serves(x: Tensor) -> bool:
+    """Whether Triton is there and its kernels take this tensor: of the same dtypes, and not empty."""
+    return x.dtype in DTYPES and x.numel() > 0 and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def supported_instruction_sets() -> tuple[str, ...]:

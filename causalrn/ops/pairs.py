@@ -81,9 +81,9 @@ def convert_terms(
 
 def check_values(operator: str, terms: PairTerms) -> None:
     """Refuses a window < 1 and a slope < 0 on a CPU, where a look costs nothing; a GPU would have to be waited for."""
-    _, window, slope = terms
-    if window is not None and window.numel() and not window.min() >= 1:
+    _, window, slope = (x if x is not None and x.device.type == "cpu" and x.numel() else None for x in terms)
+    if window is not None and not window.min() >= 1:
         raise ValueError(f"{operator}: got window {window.tolist()}, wanted 1 or more positions")
     # Not `< 0`: a NaN is refused, too.
-    if slope is not None and slope.numel() and not slope.min() >= 0:
+    if slope is not None and not slope.min() >= 0:
         raise ValueError(f"{operator}: got slope {slope.tolist()}, wanted numbers >= 0")

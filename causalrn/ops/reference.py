@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
+from causalrn.ops.pairs import Norm, PairRule, PairTerms
 
 ACTIVATIONS = {"exp": torch.exp, "relu": F.relu, "elu": F.elu, "gelu": F.gelu}
 
@@ -63,33 +63,24 @@ def pair_weights(
 
 
 def relation_quadratic_reference(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    *,
-    eps: float,
-    causal: bool = True,
-    norm: Norm = "layer",
-    activation: Activation = "exp",
-    gain: Float[Tensor, "Tq H"] | None = None,
-    window: Int[Tensor, " H"] | None = None,
-    slope: Float[Tensor, " H"] | None = None,
+    q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"], terms: PairTerms, rule: PairRule
 ) -> Float[Tensor, "B Tq H D"]:
     """Quadratic relation: the mean over the reachable positions j of act(gain_ih norm(q_i + k_j)).
 
         out_ih = 1/n_ih * sum_{j reachable from i} exp(-slope_h |i - j|) act(gain_ih norm(q_ih + k_jh))
 
     j is reachable when j <= i (if causal) and |i - j| < window_h (if given); n_ih is their number. The
-    queries are the last Tq of the Tk positions. With the defaults this is the exact pre-activation
+    queries are the last Tq of the Tk positions. By default this is the exact pre-activation
     normalisation of the paper (official `bar_quadratic_causal_preact`). Masked pairs add 0: the mask is
     applied after the activation, where the official code writes -inf before it (NaN for gelu, -1 for elu).
     """
-    size = (q.shape[1], k.shape[1])
-    weights = pair_weights(*size, causal=causal, window=window, slope=slope, like=q)
-    count = pair_weights(*size, causal=causal, window=window, slope=None, like=q).sum(-1)
-    z = normalise(q[:, :, None] + k[:, None], norm, eps)
-    if gain is not None:
-        z = z * gain[:, None, :, None]
-    pairs = ACTIVATIONS[activation](z)
+    size, reach = (q.shape[1], k.shape[1]), {"causal": rule.causal, "window": terms.window, "like": q}
+    weights = pair_weights(*size, slope=terms.slope, **reach)
+    count = pair_weights(*size, slope=None, **reach).sum(-1)
+    z = normalise(q[:, :, None] + k[:, None], rule.norm, rule.eps)
+    if terms.gain is not None:
+        z = z * terms.gain[:, None, :, None]
+    pairs = ACTIVATIONS[rule.activation](z)
     return torch.einsum("bijhd,hij->bihd", pairs, weights.expand(q.shape[2], -1, -1)) / count.mT[:, :, None]
 
 

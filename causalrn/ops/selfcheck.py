@@ -8,7 +8,8 @@ kind of GPU or a new version of Triton, before trusting a training run to it.
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from causalrn.ops import (
 )
 from causalrn.ops import reference as definitions
 from causalrn.ops.linear.operator import relation_linear_total
+from causalrn.ops.pairs import Activation
 from causalrn.ops.reference import LinearState, relation_linear_reference, relation_quadratic_reference
 
 # Largest error relative to the largest element. Float32: sums, statistics and exponents of up to 10 in float32.
@@ -53,55 +55,57 @@ class Check(NamedTuple):
 
 
 def quadratic_checks() -> Iterator[Check]:
-    sizes = ((70, 70, 1, 192), (3, 40, 2, 33), (20, 20, 1, 768))
-    for n_queries, n_keys, heads, channels in sizes:
-        q, k = 2 * torch.randn(1, n_queries, heads, channels), torch.randn(1, n_keys, heads, channels) - 1
-        for settings in ({}, {"norm": "rms", "causal": False}, {"norm": "none"}, {"activation": "gelu"}):
-            # Without a norm, only small inputs keep exponentials of sums in range.
-            inputs = (q / 4, k / 4) if settings.get("norm") == "none" else (q, k)
-            yield quadratic_check(f"{n_queries} of {n_keys} x {heads} x {channels}", inputs, settings)
-    gain = torch.rand(17, 2) + 0.5
-    inputs = torch.randn(2, 17, 2, 24), torch.randn(2, 17, 2, 24), gain
-    options = {"window": torch.tensor([3, 9]), "slope": torch.tensor([0.1, 0.3])}
-    for activation in ("exp", "relu", "elu", "gelu"):
-        yield quadratic_check("gain, window, slope", inputs, {"activation": activation, **options})
-
-
-def quadratic_check(name: str, inputs: tuple[Tensor, ...], settings: dict) -> Check:
-    def run(function: Callable, q: Tensor, k: Tensor, gain: Tensor | None = None) -> tuple[Tensor]:
-        moved = {key: x.to(q.device) if isinstance(x, Tensor) else x for key, x in settings.items()}
-        return (function(q, k, eps=EPS, gain=gain, **moved),)
-
-    words = [name, *(str(x) for x in settings.values() if not isinstance(x, Tensor | bool))]
-    return Check(
-        f"relation_quadratic ({', '.join(words)})",
-        lambda *tensors: run(relation_quadratic, *tensors),
-        lambda *tensors: run(relation_quadratic_reference, *tensors),
-        inputs,
+    rules = (
+        PairRule(EPS),
+        PairRule(EPS, False, "rms"),
+        PairRule(EPS, norm="none"),
+        PairRule(EPS, activation="gelu"),
     )
+    for n_queries, n_keys, heads, channels in ((70, 70, 1, 192), (3, 40, 2, 33), (20, 20, 1, 768)):
+        q, k = 2 * torch.randn(1, n_queries, heads, channels), torch.randn(1, n_keys, heads, channels) - 1
+        for rule in rules:
+            # Without a norm, only small inputs keep exponentials of sums in range.
+            inputs = (q / 4, k / 4) if rule.norm == "none" else (q, k)
+            yield quadratic_check(
+                f"{n_queries} of {n_keys} x {heads} x {channels}", inputs, PairTerms(), rule
+            )
+    inputs = torch.randn(2, 17, 2, 24), torch.randn(2, 17, 2, 24), torch.rand(17, 2) + 0.5
+    terms = PairTerms(window=torch.tensor([3, 9]), slope=torch.tensor([0.1, 0.3]))
+    for activation in get_args(Activation):
+        rule = PairRule(EPS, activation=activation)
+        yield quadratic_check("gain, window, slope", inputs, terms, rule)
+
+
+def quadratic_check(name: str, inputs: tuple[Tensor, ...], terms: PairTerms, rule: PairRule) -> Check:
+    def run(
+        function: Callable[..., Tensor], q: Tensor, k: Tensor, gain: Tensor | None = None
+    ) -> tuple[Tensor]:
+        _, window, slope = (x if x is None else x.to(q.device) for x in terms)
+        return (function(q, k, PairTerms(gain, window, slope), rule),)
+
+    label = f"relation_quadratic ({name}, {rule.norm}, {rule.activation})"
+    return Check(label, partial(run, relation_quadratic), partial(run, relation_quadratic_reference), inputs)
 
 
 def linear_checks() -> Iterator[Check]:
+    def run(function: Callable, q: Tensor, k: Tensor, total: Tensor, **rule: Any) -> tuple[Tensor, Tensor]:
+        state = LinearState(total, torch.ones(len(q), device=q.device))
+        y, state = function(q, k, state, eps=EPS, **rule)
+        return y, state.total
+
+    def define_step(q: Tensor, k: Tensor, state: LinearState, eps: float) -> tuple[Tensor, LinearState]:
+        y, state = relation_linear_reference(q[:, None], k[:, None], state, eps=eps)
+        return y[:, 0], state
+
     for length, heads, channels in ((70, 1, 192), (40, 3, 33), (20, 1, 768), (5, 1, 3072)):
         q, k = torch.randn(2, 2, length, heads, channels)
-        total = 5 * torch.rand(2, heads, channels)
-        for causal, norm in ((True, "layer"), (False, "rms")):
-
-            def run(
-                function: Callable, q: Tensor, k: Tensor, total: Tensor, causal: bool = causal, norm: str = norm
-            ) -> tuple[Tensor, Tensor]:  # fmt: skip
-                state = LinearState(total, torch.zeros(len(q), device=q.device))
-                y, state = function(q, k, state, eps=EPS, causal=causal, norm=norm)
-                return y, state.total
-
-            yield Check(
-                f"relation_linear ({length} x {heads} x {channels}, {norm}{'' if causal else ', bidirectional'})",
-                lambda *tensors, run=run: run(relation_linear, *tensors),
-                lambda *tensors, run=run: run(relation_linear_reference, *tensors),
-                (2 * q, k + 1, total),
-            )
-    q, k = torch.randn(2, 2, 3, 32)
-    yield Check("relation_linear_step", take_step, take_step_by_definition, (q, k, torch.rand(2, 3, 32)))
+        inputs = (2 * q, k + 1, 5 * torch.rand(2, heads, channels))
+        for rule in ({"causal": True, "norm": "layer"}, {"causal": False, "norm": "rms"}):
+            label = f"relation_linear ({length} x {heads} x {channels}, {rule})"
+            operator = partial(run, relation_linear, **rule)
+            yield Check(label, operator, partial(run, relation_linear_reference, **rule), inputs)
+    inputs = (*torch.randn(2, 2, 3, 32), torch.rand(2, 3, 32))
+    yield Check("relation_linear_step", partial(run, relation_linear_step), partial(run, define_step), inputs)
     yield Check(
         "relation_linear_total",
         lambda k: (relation_linear_total(k, eps=EPS),),
@@ -110,46 +114,26 @@ def linear_checks() -> Iterator[Check]:
     )
 
 
-def take_step(q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    y, state = relation_linear_step(q, k, LinearState(total, torch.ones(len(q), device=q.device)), eps=EPS)
-    return y, state.total
-
-
-def take_step_by_definition(q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    state = LinearState(total, torch.ones(len(q), device=q.device))
-    y, state = relation_linear_reference(q[:, None], k[:, None], state, eps=EPS)
-    return y[:, 0], state.total
-
-
-def check_normalise(norm: definitions.Norm) -> Check:
-    return Check(
-        f"normalise ({norm})",
-        lambda x: (normalise(x, norm, EPS),),
-        lambda x: (definitions.normalise(x, norm, EPS),),
-        (3 * torch.randn(4, 9, 100) + 1,),
-    )
-
-
 def other_checks() -> Iterator[Check]:
-    yield check_normalise("layer")
-    yield check_normalise("rms")
+    def normalise_by(function: Callable[..., Tensor], norm: str, x: Tensor) -> tuple[Tensor]:
+        return (function(x, norm, EPS),)
+
+    def step(q: Tensor, cache: Tensor) -> tuple[Tensor]:
+        lengths = torch.full(q.shape[:1], 50, device=q.device)
+        return (relation_quadratic_step(q, cache, lengths, PairTerms(), PairRule(EPS))[0],)
+
+    def define_step(q: Tensor, cache: Tensor) -> tuple[Tensor]:
+        return (relation_quadratic_reference(q[:, None], cache[:, :50], PairTerms(), PairRule(EPS))[:, 0],)
+
+    for norm in ("layer", "rms"):
+        operator = partial(normalise_by, normalise, norm)
+        definition = partial(normalise_by, definitions.normalise, norm)
+        yield Check(f"normalise ({norm})", operator, definition, (3 * torch.randn(4, 9, 100) + 1,))
     for channels in (48, 192):
-        yield Check(
-            f"relation_quadratic_step ({channels})",
-            lambda q, cache: relation_quadratic_step(
-                q, cache, torch.full(q.shape[:1], 50, device=q.device), PairTerms(), PairRule(EPS)
-            )[:1],
-            lambda q, cache: (relation_quadratic_reference(q[:, None], cache[:, :50], eps=EPS)[:, 0],),
-            (torch.randn(3, 2, channels), torch.randn(3, 64, 2, channels)),
-            is_differentiable=False,
-        )
-    yield Check(
-        "stored_linear",
-        lambda x, weight: (stored_linear(x, weight),),
-        lambda x, weight: (F.linear(x, weight),),
-        (torch.randn(3, 64), torch.randn(50, 64)),
-        is_differentiable=False,
-    )
+        inputs = (torch.randn(3, 2, channels), torch.randn(3, 64, 2, channels))
+        yield Check(f"relation_quadratic_step ({channels})", step, define_step, inputs, False)
+    inputs = (torch.randn(3, 64), torch.randn(50, 64))
+    yield Check("stored_linear", lambda *x: (stored_linear(*x),), lambda *x: (F.linear(*x),), inputs, False)
 
 
 def results(
@@ -200,10 +184,8 @@ def main() -> int:
                     passed, outcome = error <= limit, f"error {error:.1e}, limit {limit:.1e}"
                 # A kernel that does not compile or launch here is a finding like any other.
                 except Exception as failure:  # noqa: BLE001
-                    passed, outcome = (
-                        False,
-                        f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}",
-                    )
+                    reason = " ".join(str(failure).split())[:300]
+                    passed, outcome = False, f"{type(failure).__name__}: {reason}"
                 failures += not passed
                 print(f"{'ok  ' if passed else 'FAIL'} {label}: {outcome}", flush=True)
     print(f"{failures} checks failed" if failures else "all checks passed")

@@ -87,7 +87,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 def peak_exps(device: torch.device) -> float | None:
     """Exponentials per second of a device, or None where this is not known; on a CPU they are measured (milliseconds)."""
     if device.type == "cpu":
-        return measure_exp_rate(device)
+        return measure_exp_rate()
     gpu = find_gpu(device)
     return None if gpu is None else gpu.exps
 

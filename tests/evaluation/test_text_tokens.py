@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from causalrn import generate
 from causalrn.evaluation.codec import TextCodec, TextStream
 from causalrn.models import LanguageModel, QuadraticRelation
+from causalrn.models.decoding import GREEDY
 from causalrn.models.decoding import generate as generate_tokens
 from causalrn.training.checkpoint import save_network
 from datamodules.tokenizers import BpeTokenizer
@@ -68,7 +69,7 @@ def test_the_command_keeps_spaces(
         network.head.weight[others] = network.head.weight[words].mean(0)
     save_network(network.eval(), tmp_path / "model.ckpt", {"tokenizer": codec.tokenizer.describe()})
     prompt = codec.encode("the cat")
-    tokens = generate_tokens(network, torch.tensor([prompt]), 8, temperature=0)[0].tolist()
+    tokens = generate_tokens(network, torch.tensor([prompt]), 8, GREEDY)[0].tolist()
     expected = codec.decode([*prompt, *tokens]).removeprefix("the cat")
     assert expected.startswith(" ")
     generate.main(

@@ -89,11 +89,11 @@ def test_rolling_likelihood_predicts_every_token_once(network: LanguageModel, mo
 
 
 def test_generates_until_a_stop_string(network: LanguageModel, model: Any) -> None:
-    from causalrn.models.decoding import generate
+    from causalrn.models.decoding import GREEDY, generate
 
     settings = {"until": [], "max_gen_toks": 10}
     (free,) = model.generate_until(requests_of("generate_until", [("hello", settings)]))
-    tokens = generate(network, torch.tensor([list(b"hello")]), 10, temperature=0, stop_tokens=[0])[0].tolist()
+    tokens = generate(network, torch.tensor([list(b"hello")]), 10, GREEDY, stop_tokens=[0])[0].tolist()
     assert free == bytes(token for token in tokens if token).decode("utf-8", "replace")
     stop = free[2:4]
     contexts = ["hello", "", "other words that are longer than the room left"]

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from causalrn import export
 from causalrn.interop.step_export import LinearStep, export_program
 from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation, TokenShift
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.training.checkpoint import save_network
 from causalrn.training.errors import run_command
 
@@ -121,7 +121,7 @@ def test_onnx_gives_the_same_tokens(
 
     prompt = torch.randint(31, (3, 5))
     totals = np.zeros((2, 3, 2, 12), dtype=np.float32)
-    expected = generate(load_network(checkpoint), prompt, 20, temperature=0)
+    expected = generate(load_network(checkpoint), prompt, 20, GREEDY)
     assert greedy(run, prompt.tolist(), totals, 20) == expected.tolist()
 
 

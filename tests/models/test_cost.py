@@ -22,8 +22,9 @@ from causalrn.models import (
     SoftmaxAttention,
     TokenShift,
 )
-from causalrn.models.cost import Cost, forward_cost, mixer_cost, training_cost
+from causalrn.models.cost import Cost, forward_cost, linear_flops, mixer_cost, training_cost
 from causalrn.ops import reference
+from tests.models.networks import PATTERNS, make_network
 
 LENGTH = 12
 MIXERS = {
@@ -91,8 +92,8 @@ def test_flops_of_linear_attention_are_those_of_its_recurrence() -> None:
     assert mixer_cost(mixer, LENGTH).flops == counter.get_total_flops()
 
 
-def plain_quadratic(q: Tensor, k: Tensor, **settings: Any) -> tuple[Tensor, None]:
-    return reference.relation_quadratic_reference(q, k, **settings), None
+def plain_quadratic(*inputs: Any) -> tuple[Tensor, None]:
+    return reference.relation_quadratic_reference(*inputs), None
 
 
 @pytest.mark.parametrize("name", ["quadratic", "linear", "convolution", "shift"])
@@ -149,3 +150,12 @@ def test_the_papers_model_needs_what_the_paper_says() -> None:
     cost = training_cost(network, 34)
     assert cost.flops == 6 * weights * 34
     assert cost.exps == 2 * 12 * 34 * 35 // 2 * 192
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_the_cost_of_alternating_layers_is_their_sum(name: str) -> None:
+    alternating = make_network(name)
+    parts = [mixer_cost(block.mixer, 9) for block in alternating.layers]
+    around = linear_flops(alternating.head, 9) + 4 * (2 * 9 * 2 * 8 * 16 + 2 * 9 * 3 * 8)
+    total = Cost(around + sum(part.flops for part in parts), sum(part.exps for part in parts))
+    assert forward_cost(alternating, 9) == total

@@ -14,8 +14,8 @@ from causalrn.models import (
     SoftmaxAttention,
     decoding,
 )
-from causalrn.models.cache import GrowingCache, held_bytes, join_rows, select_rows
-from causalrn.models.decoding import Sampling, generate, prefill, sample, stream
+from causalrn.models.cache import held_bytes
+from causalrn.models.decoding import GREEDY, Sampling, generate, prefill, sample, stream
 
 MIXERS = {
     "quadratic": lambda: QuadraticRelation(8, 12, n_heads=2),
@@ -58,7 +58,7 @@ def rerun(model: LanguageModel, prompt: torch.Tensor, count: int) -> torch.Tenso
 def test_greedy_equals_rerunning_the_context(model: LanguageModel, poisoned_empty: None) -> None:
     # Lengths that repeat, in no order, and a cache that must grow.
     prompts = prompts_of(7, 3, 1, 7, 20, 3)
-    tokens = generate(model, prompts, 20, temperature=0)
+    tokens = generate(model, prompts, 20, GREEDY)
     for prompt, row in zip(prompts, tokens, strict=True):
         assert torch.equal(row, rerun(model, prompt, 20))
 
@@ -87,8 +87,9 @@ def test_prefill_in_parts_equals_the_whole(model: LanguageModel, monkeypatch: py
 
 def test_samples_share_the_prompt(model: LanguageModel) -> None:
     prompts = prompts_of(4, 6)
-    tokens = generate(model, prompts, 10, temperature=0, samples=3, repetition_penalty=1.3)
-    alone = generate(model, prompts, 10, temperature=0, repetition_penalty=1.3)
+    sampling = Sampling(0, repetition_penalty=1.3)
+    tokens = generate(model, prompts, 10, sampling, samples=3)
+    alone = generate(model, prompts, 10, sampling)
     assert torch.equal(tokens, alone.repeat_interleave(3, 0))
 
 
@@ -110,58 +111,29 @@ def test_cache_in_bfloat16_decodes_close_to_float32(quadratic: LanguageModel) ->
     assert not torch.equal(rounded, exact)
 
 
-def test_cache_with_room_is_never_copied() -> None:
-    cache = GrowingCache(capacity=50)
-    addresses = {cache.append(torch.randn(2, 5, 1, 4)).data_ptr() for _ in range(10)}
-    assert len(addresses) == 1
-    assert cache.nbytes == 2 * 50 * 4 * 4
-    cache.append(torch.randn(2, 1, 1, 4))
-    assert cache.buffer is not None
-    assert cache.buffer.shape[2] == 100
-
-
-def test_rows_join_and_split() -> None:
-    caches = [GrowingCache(), GrowingCache()]
-    contents = [torch.randn(2, 3, 1, 4), torch.randn(1, 5, 1, 4)]
-    for cache, content in zip(caches, contents, strict=True):
-        cache.append(content)
-    joined, tensor = join_rows([(caches[0], torch.ones(2)), (caches[1], torch.zeros(1))])
-    assert tensor.tolist() == [1, 1, 0]
-    assert joined.lengths.tolist() == [3, 3, 5]
-    new = torch.randn(3, 1, 1, 4)
-    after = joined.append(new)
-    assert torch.equal(after[1, :4], torch.cat([contents[0][1], new[1]]))
-    assert torch.equal(after[2], torch.cat([contents[1][0], new[2]]))
-    with pytest.raises(ValueError, match="one position at a time: got 2"):
-        joined.append(torch.randn(3, 2, 1, 4))
-    twice = select_rows(joined, torch.tensor([2, 0, 2]))
-    assert twice.lengths.tolist() == [6, 4, 6]
-    assert torch.equal(twice.append(new)[1, :5], torch.cat([after[0, :4], new[1]]))
-
-
 def test_stop_tokens_end_a_row(quadratic: LanguageModel) -> None:
     prompts = prompts_of(3, 5)
-    free = generate(quadratic, prompts, 11, temperature=0)
+    free = generate(quadratic, prompts, 11, GREEDY)
     stop = int(free[0, 2])
-    tokens = generate(quadratic, prompts, 11, temperature=0, stop_tokens=[stop])
+    tokens = generate(quadratic, prompts, 11, GREEDY, stop_tokens=[stop])
     for row, free_row in zip(tokens, free, strict=True):
         end = free_row.tolist().index(stop) if stop in free_row else len(row)
         assert torch.equal(row[: end + 1], free_row[: end + 1][: len(row)])
         assert (row[end:] == stop).all()
-    one = generate(quadratic, prompts[:1], 11, temperature=0, stop_tokens=[stop])
+    one = generate(quadratic, prompts[:1], 11, GREEDY, stop_tokens=[stop])
     assert one.shape[1] == free[0].tolist().index(stop) + 1
 
 
 def test_without_a_limit_the_positions_are_used_up(quadratic: LanguageModel) -> None:
-    assert generate(quadratic, prompts_of(10), None).shape == (1, 7)
-    assert generate(quadratic, prompts_of(16), None).shape == (1, 1)
-    assert generate(quadratic, prompts_of(16), 0).shape == (1, 0)
+    assert generate(quadratic, prompts_of(10), None, GREEDY).shape == (1, 7)
+    assert generate(quadratic, prompts_of(16), None, GREEDY).shape == (1, 1)
+    assert generate(quadratic, prompts_of(16), 0, GREEDY).shape == (1, 0)
 
 
 def test_sampling_is_reproducible(quadratic: LanguageModel) -> None:
     prompt = torch.randint(11, (2, 4))
     draws = [
-        generate(quadratic, prompt, 8, top_k=3, generator=torch.Generator().manual_seed(seed))
+        generate(quadratic, prompt, 8, Sampling(top_k=3), generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     ]
     assert torch.equal(draws[0], draws[1])
@@ -204,7 +176,7 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() ->
 
 def test_repetition_penalty_counts_prompt_and_text(quadratic: LanguageModel) -> None:
     context = torch.tensor([[3, 4]])
-    tokens = generate(quadratic, context, 12, temperature=0, repetition_penalty=1.5)[0]
+    tokens = generate(quadratic, context, 12, Sampling(0, repetition_penalty=1.5))[0]
     for token in tokens:
         logits = quadratic(context)[0, -1]
         logits = torch.tensor(
@@ -227,10 +199,6 @@ def test_repetition_penalty_counts_prompt_and_text(quadratic: LanguageModel) -> 
         (torch.zeros(1, 10, dtype=torch.int64), {"max_new_tokens": 8}, "17 positions.*max_length=16"),
         (torch.zeros(1, 17, dtype=torch.int64), {"max_new_tokens": None}, "17 tokens.*max_length=16"),
         (torch.tensor([[1]]), {"max_new_tokens": -1}, "max_new_tokens.*-1"),
-        (torch.tensor([[1]]), {"temperature": -1.0}, "temperature.*-1.0"),
-        (torch.tensor([[1]]), {"top_k": 0}, "top_k.*0"),
-        (torch.tensor([[1]]), {"top_p": 1.5}, "top_p.*1.5"),
-        (torch.tensor([[1]]), {"repetition_penalty": 0.0}, "repetition_penalty.*0.0"),
         (torch.tensor([[1]]), {"samples": 0}, "samples.*0"),
     ],
 )
@@ -238,7 +206,21 @@ def test_mistakes_are_named_before_the_first_token(
     quadratic: LanguageModel, prompt: torch.Tensor, options: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        stream(quadratic, prompt, **{"max_new_tokens": 1, **options})
+        stream(quadratic, prompt, **{"max_new_tokens": 1, "sampling": GREEDY, **options})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": -1.0}, "temperature.*-1.0"),
+        ({"top_k": 0}, "top_k.*0"),
+        ({"top_p": 1.5}, "top_p.*1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty.*0.0"),
+    ],
+)
+def test_draws_out_of_range_are_refused(setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**setting)
 
 
 def test_a_cache_larger_than_memory_is_refused_with_its_size(
@@ -249,5 +231,5 @@ def test_a_cache_larger_than_memory_is_refused_with_its_size(
     needed = 1000 * (quadratic.cache_bytes(16) + 4 * 11)
     monkeypatch.setattr(decoding, "available_bytes", lambda device: needed - 1)
     with pytest.raises(ValueError, match=r"1000 x 16 .* 1.5 MB in float32, their logits 44.0 kB; 1.6 MB"):
-        stream(quadratic, prompt, 13, samples=1000)
-    generate(quadratic, prompt, 13, samples=1000, cache_dtype=torch.bfloat16)
+        stream(quadratic, prompt, 13, GREEDY, samples=1000)
+    generate(quadratic, prompt, 13, GREEDY, samples=1000, cache_dtype=torch.bfloat16)

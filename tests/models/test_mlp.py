@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from causalrn.models import MLP, GatedMLP, LanguageModel, QuadraticRelation, SoftmaxAttention, build, describe
 from causalrn.models.cost import forward_cost
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.ops.reference import normalise
 
 
@@ -61,6 +61,6 @@ def test_a_network_with_rms_norms_and_a_gated_mlp(mixer) -> None:
     context = tokens
     for _ in range(5):
         context = torch.cat([context, network(context)[:, -1:].argmax(-1)], 1)
-    assert torch.equal(generate(network, tokens, 5, temperature=0), context[:, 9:])
+    assert torch.equal(generate(network, tokens, 5, GREEDY), context[:, 9:])
     without = LanguageModel(mixer, 11, n_layers=2, max_length=20, norm="rms")
     assert forward_cost(network, 9).flops - forward_cost(without, 9).flops == 2 * 3 * 2 * 9 * 8 * 16

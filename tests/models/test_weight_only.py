@@ -16,7 +16,7 @@ from causalrn.models import (
     QuadraticRelation,
     SoftmaxAttention,
 )
-from causalrn.models.decoding import generate
+from causalrn.models.decoding import GREEDY, generate
 from causalrn.models.weight_only import StoredLinear, store_weights
 
 MIXERS = {
@@ -103,9 +103,7 @@ def test_the_copy_task_holds() -> None:
     prompts, answers = tokens[:, : length + 2], tokens[:, length + 2 :]
 
     def exact_match(network: LanguageModel) -> float:
-        return float(
-            (generate(network.eval(), prompts, length + 1, temperature=0) == answers).all(1).float().mean()
-        )
+        return float((generate(network.eval(), prompts, length + 1, GREEDY) == answers).all(1).float().mean())
 
     assert exact_match(network) == 1
     for dtype in (torch.bfloat16, torch.int8):

@@ -1,15 +1,9 @@
-"""The measured limit: what the bare loops compute and count."""
-
-import os
-import subprocess
-import sys
+"""The measured limit: what the bare loops count."""
 
 import pytest
 import torch
 
 from causalrn.ops import exp_probe, native
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -17,25 +11,4 @@ def test_rate_is_plausible(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> N
     if not compiled:
         monkeypatch.setattr(native, "load_library", lambda: None)
     # One core evaluates no fewer than ten million and no more than a trillion per second.
-    assert 1e7 < exp_probe.measure_exp_rate(CPU, measurements=3) < 1e12 * torch.get_num_threads()
-
-
-INTERPRET = """
-import torch, triton
-from causalrn.ops.exp_probe_gpu import bare_exp_kernel
-x = torch.linspace(-1, 1, 64)
-out = torch.empty_like(x)
-bare_exp_kernel[(4,)](x, out, 10, 16)
-wanted = sum(torch.exp2(x + 1e-6 * n) for n in range(10))
-torch.testing.assert_close(out, wanted, rtol=1e-5, atol=0)
-print("equal")
-"""
-
-
-@pytest.mark.slow
-def test_gpu_loop_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", INTERPRET]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == "equal"
+    assert 1e7 < exp_probe.measure_exp_rate(measurements=3) < 1e12 * torch.get_num_threads()

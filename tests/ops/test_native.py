@@ -14,6 +14,8 @@ from torch import Tensor
 
 from benchmarks import read_probe
 from causalrn.ops import (
+    PairRule,
+    PairTerms,
     exp_probe,
     native,
     normalisation,
@@ -83,7 +85,7 @@ def without_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_missing_library_is_told_once() -> None:
     q = torch.randn(1, 5, 1, 4)
     with pytest.warns(UserWarning, match="compiled kernels are missing") as warned:
-        values = [relation_quadratic(q, q, eps=1e-5) for _ in range(2)]
+        values = [relation_quadratic(q, q, PairTerms(), PairRule(1e-5)) for _ in range(2)]
     assert len(warned) == 1
     assert torch.equal(*values)
     assert native.supported_instruction_sets() == ()
@@ -158,4 +160,4 @@ def test_a_library_of_other_sources_is_not_called(other_library: Path) -> None:
     with pytest.raises(
         RuntimeError, match="quadratic_forward_bytes_plain: the library is older than the package"
     ):
-        relation_quadratic(x, x, eps=1e-5)
+        relation_quadratic(x, x, PairTerms(), PairRule(1e-5))

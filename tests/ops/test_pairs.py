@@ -1,4 +1,4 @@
-"""The settings of a pair travel as two types: hardly a signature spells them out."""
+"""The settings of a pair travel as two types: no signature spells them out."""
 
 import ast
 
@@ -10,16 +10,16 @@ from tests import ROOT
 SETTINGS = {*PairTerms._fields, *PairRule._fields}
 
 
-def test_two_signatures_spell_out_all_settings() -> None:
-    """The public operator and its definition, which are called by name; every layer below passes the two types on."""
-    found = []
+def test_no_signature_spells_out_all_settings() -> None:
+    read = 0
     for path in sorted((ROOT / "causalrn").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 names = {x.arg for x in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
-                if names >= SETTINGS:
-                    found.append(node.name)
-    assert found == ["relation_quadratic", "relation_quadratic_reference"]
+                assert not names >= SETTINGS, f"{path}: {node.name}"
+                read += names >= {"terms", "rule"}
+    # The operators, their definitions and kernels.
+    assert read > 10
 
 
 def test_the_schema_holds_the_fields_in_their_order() -> None:

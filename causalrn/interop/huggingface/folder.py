@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from causalrn.evaluation.codec import make_codec
-from causalrn.interop.huggingface.sources import networks_source
+from causalrn.interop.huggingface.sources import network_files
 from causalrn.interop.huggingface.tokenizer import make_tokenizer
 from causalrn.models import LanguageModel, build, describe
 from causalrn.system import optional_module
 from causalrn.training.checkpoint import PREFIX, network_from, read_checkpoint, save_network
 
 HERE = Path(__file__).parent
-# The modelling code: two files as they stand here, and one that is made from the package's sources.
-CONFIGURATION, MODELING, NETWORKS = (
-    f"{name}_causalrn.py" for name in ("configuration", "modeling", "networks")
-)
+# The part of the modelling code that is copied as it stands here; the networks' files are made from the package's sources.
+CONFIGURATION, MODELING = "configuration_causalrn.py", "modeling_causalrn.py"
 # The description of the tokenizer, from which the checkpoint's is restored as it was.
 TOKENIZER_FILE = "causalrn_tokenizer.json"
 CARD = """---
@@ -79,7 +77,8 @@ def write_folder(checkpoint_path: Path, output: Path) -> LanguageModel:
     model.save_pretrained(partial)
     for name in (CONFIGURATION, MODELING):
         shutil.copyfile(HERE / name, partial / name)
-    (partial / NETWORKS).write_text(networks_source())
+    for name, text in network_files().items():
+        (partial / name).write_text(text)
     tokenizer = make_tokenizer(codec_description)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)

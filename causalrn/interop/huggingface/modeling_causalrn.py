@@ -1,7 +1,7 @@
 """CausalRN language models for transformers; copied into every exported folder, where it stands alone.
 
 It holds no mathematics: the networks are those of causalrn where that is installed, with its compiled kernels, and else those
-of `networks_causalrn.py`, which is made from the same sources. See "An All-MLP Sequence Modeling Architecture That Excels at
+of `networks_causalrn.py`, which are made from the same sources. See "An All-MLP Sequence Modeling Architecture That Excels at
 Copying", arXiv 2406.16168. Letters: B batch, T new positions, S all positions so far, C residual width, V vocabulary.
 """
 
@@ -29,7 +29,7 @@ except ImportError:
 
 
 class CausalRNCache:
-    """What decoding carries of each row.
+    """The cache of all rows.
 
     Attributes:
         blocks: the cache of each block; rows have as many positions as they have real tokens.
@@ -66,7 +66,7 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CausalRNConfig) -> None:
         super().__init__(config)
         # The classes are those beside `build`, wherever that stands.
-        home = build.__module__.removesuffix(".description")
+        home = build.__module__.removesuffix("description")[:-1]
         text = json.dumps(config.network).replace('"causalrn.models.', f'"{home}.')
         network = build(json.loads(text))
         assert isinstance(network, LanguageModel)
@@ -76,7 +76,8 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # No file holds these buffers: they follow from the settings.
         if isinstance(module, PairBias):
-            PairBias.fill_buffers(module)
+            bias: Any = module
+            bias.fill_buffers()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -144,7 +145,7 @@ class CausalRNForCausalLM(PreTrainedModel, GenerationMixin):
             hidden_states = (*streams[:-1], self.network.last_norm(streams[-1]))
         loss = None
         if labels is not None:
-            # That of transformers, whose Trainer divides by the tokens of all accumulated batches.
+            # The loss of transformers, whose Trainer divides by the tokens of all accumulated batches.
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )

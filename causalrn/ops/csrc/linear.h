@@ -1,4 +1,4 @@
-// What the passes of the linear relation share: arguments, rows in scratch memory, exponentials, the gate.
+// Shared by the passes of the linear relation: arguments, rows in scratch memory, exponentials, the gate.
 //
 //     S_i = total + sum_{j<=i} exp(norm(k_j)),   l_i = norm(q_i) + log S_i,   y_i = norm_HD(exp(l_i))
 //
@@ -36,7 +36,7 @@ CAUSALRN_INLINE void store_lanes(Element* p, vec value, int count) {
     store_lanes(p, 0, value, count, sizeof(Element) == 2);
 }
 
-// How a row lies in scratch memory: each head is padded to whole vectors, with zeros.
+// The layout of a row in scratch memory: each head is padded to whole vectors, with zeros.
 struct Layout {
     int64_t heads, channels, head_stride, stride, rows, blocks;
     ivec tail;
@@ -174,7 +174,7 @@ static void exp_rows(const Layout& l, const LinearArguments& a, Block block, flo
     }
 }
 
-// Where the sums S of the rows of a block come from, one row after the other. `start` is the sum before the block (all
+// Gives the sums S of the rows of a block, one row after the other. `start` is the sum before the block (all
 // there is when not causal), `running` that of the block's rows so far.
 struct RowSums {
     const float* start;
@@ -183,13 +183,13 @@ struct RowSums {
     float* exp_k;
 };
 
-// What is known of the exponentials of the keys when their row is added to the sums.
+// The state of the keys' exponentials when their row is added to the sums.
 enum Keys {
     // They are in `start` already.
     kSummed,
     // They are at hand in exp_k.
     kAtHand,
-    // Nothing: they are made, and written to exp_k if kKept.
+    // They are made now, and written to exp_k if kKept.
     kMade,
     kKept,
 };

@@ -18,7 +18,7 @@ CAUSALRN_INLINE float slope_of(float product, float size, float std, float inver
     return std > 0 ? inverse * inverse * product / (size * std) : 0;
 }
 
-// What the gradient of norm(x) of one head sums to, and its sum times the centred x.
+// The sum of the gradient of norm(x) over one head, and its sum times the centred x.
 struct Sums {
     float grad, product;
 };

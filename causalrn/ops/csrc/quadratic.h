@@ -1,4 +1,4 @@
-// What the forward and the backward pass of the quadratic relation share: arguments, packed rows, pairs.
+// Shared by the forward and the backward pass of the quadratic relation: arguments, packed rows, pairs.
 //
 //     out_i = 1/n_i sum_j weight_ij act(gain_i r_ij x_ij),   x_ij = q_i + k_j (centred for "layer"),
 //     r_ij = 1 / (std_ij + eps),  std_ij^2 = mean_d x_ijd^2

@@ -81,11 +81,11 @@ CAUSALRN_INLINE void narrow(float* p, dvec x) {
     memcpy(p, &rounded, sizeof rounded);
 }
 
-// What is known of a row in scratch memory.
+// Statistics of a row in scratch memory.
 struct Row {
-    // What was taken off.
+    // The mean, which was taken off.
     double mean;
-    // Of what is left.
+    // The sum of the squares of the rest.
     float squares;
 };
 

@@ -311,7 +311,7 @@ def _scan(sums: Tensor, first: Tensor | None, reverse: bool) -> Tensor:
 
 
 class _Plan:
-    """How the rows of q and k are cut up, and the sums of exp(norm(k)) before each block and after the last."""
+    """The blocks that the rows of q and k are cut into, and the sums of exp(norm(k)) before each block and after the last."""
 
     def __init__(self, q: Tensor, k: Tensor, total: Tensor | None, eps: float, norm: str) -> None:
         batch, length, heads, channels = q.shape

@@ -1,34 +1,18 @@
 """The linear relation as PyTorch operators, which the dispatcher sends to the best kernel of each device."""
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from causalrn.ops.context_parallel import active_split, state_elsewhere
-from causalrn.ops.dispatch import arithmetic_dtype, define, triton_serves
+from causalrn.ops.dispatch import Kernels, arithmetic_dtype, define
 from causalrn.ops.linear import cpu, eager
 from causalrn.ops.reference import LinearState
 
 LinearNorm = Literal["layer", "rms"]
-
-
-class Kernels(Protocol):
-    """What the modules `cpu`, `gpu` and `eager` have in common."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool, norm: str
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def backward(
-        self, dy: Tensor, dtotal: Tensor | None, q: Tensor, k: Tensor, total: Tensor | None, eps: float, causal: bool,
-        norm: str,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
-
-    def sum_keys(self, k: Tensor, eps: float, norm: str) -> Tensor: ...
-
-    def sum_keys_backward(self, dtotal: Tensor, k: Tensor, eps: float, norm: str) -> Tensor: ...
+KERNELS = Kernels(cpu, "causalrn.ops.linear.gpu", eager)
 
 
 def relation_linear(
@@ -100,7 +84,7 @@ def relation_linear_step(
 def relation_linear_total(
     k: Float[Tensor, "B T H D"], *, eps: float, norm: LinearNorm = "layer"
 ) -> Float[Tensor, "B H D"]:
-    """What k alone adds to the state's total, sum_j exp(norm(k_j)): what another part of the sequence needs of it.
+    """The sum over j of exp(norm(k_j)), which k adds to the state's total: other parts of a split sequence need it.
 
     Arguments, precision and errors as `relation_linear`.
     """
@@ -128,18 +112,6 @@ def check_arguments(q: Tensor, k: Tensor, state: LinearState | None, eps: float,
             )
 
 
-def cpu_kernels(q: Tensor) -> Kernels:
-    return cpu if cpu.serves(q) else eager
-
-
-def cuda_kernels(q: Tensor) -> Kernels:
-    if not triton_serves(q):
-        return eager
-    from causalrn.ops.linear import gpu
-
-    return gpu
-
-
 def new_total(q: Tensor) -> Tensor:
     return q.new_empty(q.shape[0], *q.shape[2:], dtype=arithmetic_dtype(q))
 
@@ -147,30 +119,26 @@ def new_total(q: Tensor) -> Tensor:
 forward_op = define(
     "relation_linear",
     "(Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) -> (Tensor y, Tensor total)",
-    cpu=lambda q, *rest: cpu_kernels(q).forward(q, *rest),
-    cuda=lambda q, *rest: cuda_kernels(q).forward(q, *rest),
+    **KERNELS.on_devices(lambda kernels, *args: kernels.forward(*args)),
     fake=lambda q, *rest: (q.new_empty(q.shape), new_total(q)),
 )
 backward_op = define(
     "relation_linear_backward",
     "(Tensor dy, Tensor? dtotal, Tensor q, Tensor k, Tensor? total, float eps, bool causal, str norm) "
     "-> (Tensor dq, Tensor dk, Tensor dtotal_in)",
-    cpu=lambda dy, dtotal, q, *rest: cpu_kernels(q).backward(dy, dtotal, q, *rest),
-    cuda=lambda dy, dtotal, q, *rest: cuda_kernels(q).backward(dy, dtotal, q, *rest),
+    **KERNELS.on_devices(lambda kernels, *args: kernels.backward(*args), by=2),
     fake=lambda dy, dtotal, q, *rest: (q.new_empty(q.shape), q.new_empty(q.shape), new_total(q)),
 )
 total_op = define(
     "relation_linear_total",
     "(Tensor k, float eps, str norm) -> Tensor",
-    cpu=lambda k, *rule: cpu_kernels(k).sum_keys(k, *rule),
-    cuda=lambda k, *rule: cuda_kernels(k).sum_keys(k, *rule),
+    **KERNELS.on_devices(lambda kernels, *args: kernels.sum_keys(*args)),
     fake=lambda k, *rule: new_total(k),
 )
 total_backward_op = define(
     "relation_linear_total_backward",
     "(Tensor dtotal, Tensor k, float eps, str norm) -> Tensor",
-    cpu=lambda dtotal, k, *rule: cpu_kernels(k).sum_keys_backward(dtotal, k, *rule),
-    cuda=lambda dtotal, k, *rule: cuda_kernels(k).sum_keys_backward(dtotal, k, *rule),
+    **KERNELS.on_devices(lambda kernels, *args: kernels.sum_keys_backward(*args), by=1),
     fake=lambda dtotal, k, *rule: k.new_empty(k.shape),
 )
 

@@ -42,6 +42,11 @@ class StepArguments(ctypes.Structure):
     )
 
 
+def serves(q: Queries) -> bool:
+    """Whether the library is there and takes tensors of this dtype."""
+    return native.serves(q)
+
+
 def forward(q: Queries, k: Keys, terms: PairTerms, rule: PairRule, shift: Queries | None = None) -> Queries:
     """The operator's value; fills in the rows of `shift`, zeros, that go beyond the range."""
     q, k = q.contiguous(), k.contiguous()

@@ -166,7 +166,7 @@ def tiles(
 def reach(
     positions: Int[Tensor, "#B i"], keys: slice, terms: PairTerms, causal: bool
 ) -> tuple[Bool[Tensor, "#B #H i j"], Float[Tensor, "#B #H i j"]]:
-    """Whether each pair counts, and the logarithm of its weight."""
+    """A mask of the pairs that count, and the logarithm of each weight."""
     j = torch.arange(keys.start, keys.stop, device=positions.device)
     i = rearrange(positions, "b i -> b 1 i 1")
     distance = (i - j).abs()
@@ -195,7 +195,7 @@ def rows_beyond(
     count: Int[Tensor, "#B #H T"],
     slope: Float[Tensor, " H"] | None,
 ) -> Bool[Tensor, "#B H T"] | None:
-    """Which rows are shifted, or None if none is."""
+    """A mask of the shifted rows, or None if no row is."""
     if shift is None or gain is None:
         return None
     beyond = beyond_range(gain, count.mT, shift.shape[3], slope, shift.dtype).mT

@@ -23,7 +23,7 @@ def exponent_range(slope: Tensor | None, dtype: torch.dtype = torch.float32) -> 
 def plan_shift(
     q: Float[Tensor, "*rows D"], n_keys: int, terms: PairTerms, rule: PairRule
 ) -> tuple[PairTerms, bool]:
-    """Whether rows may need a shift, and the terms, with a gain if so: it is what rows are chosen by.
+    """The terms, and whether rows may need a shift: then the terms have a gain, as rows are chosen by it.
 
     Without a gain a row needs one where sqrt(D) alone is too much. Without a norm there is no bound to go by, and other
     activations than exp do not leave the range.

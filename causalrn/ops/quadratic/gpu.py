@@ -48,9 +48,10 @@ TUNED = [
     triton.Config({"SUBROWS": subrows, "TILE": tile, "STEP": warps}, num_warps=warps)
     for subrows, tile, warps in ((2, 16, 4), (2, 16, 8), (1, 16, 4), (1, 16, 8), (4, 8, 4), (2, 8, 8))
 ]
-CONFIGS = TUNED[:1] if INTERPRETED else TUNED
+# The interpreter takes the fewest steps over the channels.
+CONFIGS = TUNED[1:2] if INTERPRETED else TUNED
 # For the second launch, which mostly has nothing to do that could be tuned on.
-SHIFTED_CONFIG = TUNED[2]
+SHIFTED_CONFIG = TUNED[3] if INTERPRETED else TUNED[2]
 KEY = ["channels", "GOAL", "NORM", "ACTIVATION", "PAIR_MEAN", "WEIGHTED"]
 
 
@@ -167,7 +168,7 @@ def _relation_kernel(
         own_pointers = own + own_base + own_at
         partner_pointers = partner + partner_base + tile + partner_at
         result_pointers = result + own_base + own_at
-        # What the last tile added to `result` must be visible before it is read back.
+        # This tile reads back what the last one has added to `result`, which must be visible by then.
         tl.debug_barrier()
         if GOAL == "out":
             top_pointers = tops + own_base + own_at if SHIFTED else result_pointers
@@ -289,7 +290,7 @@ class Shifted(NamedTuple):
 def _split(
     terms: PairTerms, n_keys: int, channels: int, causal: bool
 ) -> tuple[Tensor, PairTerms, Tensor, Tensor]:
-    """Which rows (Tq, H) need a shift, were there no window.
+    """The mask (Tq, H) of rows that would need a shift without a window.
 
     Also gives the terms of the other rows, with a gain of 0 in these; the gain of these rows, with 0 in the others; and
     their span.

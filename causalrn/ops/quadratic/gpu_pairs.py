@@ -76,7 +76,7 @@ def pair_std(
 
 @triton.jit
 def pair_weight(i, j, n_keys, span, slope, CAUSAL: tl.constexpr, HAS_SLOPE: tl.constexpr):
-    """Whether j is reachable from i, and the weight of the pair."""
+    """A mask of the pairs whose j is reachable from i, and the weight of each pair."""
     distance = tl.abs(i - j)
     reachable = (i < n_keys) & (j < n_keys) & (distance < span)
     if CAUSAL:

@@ -1,50 +1,21 @@
 """The quadratic relation as one PyTorch operator, which the dispatcher sends to the best kernel of each device."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from causalrn.ops import native
-from causalrn.ops.dispatch import arithmetic_dtype, define, triton_serves
-from causalrn.ops.pairs import (
-    SCHEMA,
-    Activation,
-    Norm,
-    PairRule,
-    PairTerms,
-    check_values,
-    convert_terms,
-    from_schema,
-)
+from causalrn.ops.dispatch import Kernels, arithmetic_dtype, define
+from causalrn.ops.pairs import SCHEMA, PairRule, PairTerms, check_values, convert_terms, from_schema
 from causalrn.ops.quadratic import cpu, eager
 from causalrn.ops.quadratic.exponents import plan_shift
 
-
-class Kernels(Protocol):
-    """What the modules `cpu`, `gpu` and `eager` have in common."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None
-    ) -> Tensor: ...
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule, shift: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+KERNELS = Kernels(cpu, "causalrn.ops.quadratic.gpu", eager)
 
 
 def relation_quadratic(
-    q: Float[Tensor, "B Tq H D"],
-    k: Float[Tensor, "B Tk H D"],
-    *,
-    eps: float,
-    causal: bool = True,
-    norm: Norm = "layer",
-    activation: Activation = "exp",
-    gain: Float[Tensor, "Tq H"] | None = None,
-    window: Int[Tensor, " H"] | None = None,
-    slope: Float[Tensor, " H"] | None = None,
+    q: Float[Tensor, "B Tq H D"], k: Float[Tensor, "B Tk H D"], terms: PairTerms, rule: PairRule
 ) -> Float[Tensor, "B Tq H D"]:
     """Quadratic relation in O(T*D) memory: the mean over the reachable positions j of act(gain_ih norm(q_i + k_j)).
 
@@ -58,8 +29,8 @@ def relation_quadratic(
     Args:
         q: receiving positions: the last Tq of the Tk positions.
         k: contributing positions; q and k of different dtypes are promoted.
-        eps, causal, norm, activation: see `PairRule`.
-        gain, window, slope: see `PairTerms`.
+        terms: the tensors that enter a pair's weight.
+        rule: how a pair becomes a summand.
 
     Returns:
         The mean over the reachable positions, in the dtype of q (promoted with k): infinite where it is no float, as
@@ -69,7 +40,6 @@ def relation_quadratic(
         ValueError: shapes that do not belong together, an unknown norm or activation, eps < 0, a window < 1, a slope < 0
             or to be trained.
     """
-    terms, rule = PairTerms(gain, window, slope), PairRule(eps, causal, norm, activation)
     q, k, terms = convert(q, k, terms, rule)
     return torch.ops.causalrn.relation_quadratic(q, k, *terms, *rule, False)[0]
 
@@ -111,32 +81,16 @@ def convert(q: Tensor, k: Tensor, terms: PairTerms, rule: PairRule) -> tuple[Ten
     return q, k, convert_terms("relation_quadratic", terms, rule, rows, arithmetic_dtype(q))
 
 
-def cpu_kernels(q: Tensor) -> Kernels:
-    return cpu if native.serves(q) else eager
-
-
-def cuda_kernels(q: Tensor) -> Kernels:
-    if not triton_serves(q):
-        return eager
-    from causalrn.ops.quadratic import gpu
-
-    return gpu
-
-
-def run_forward(kernels: Kernels, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def run_forward(kernels: Any, q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The value and the shift, which is empty unless it is asked for."""
     *flat, shifted = settings
+    check_values("relation_quadratic", PairTerms(*settings[:3]))
     shift = q.new_zeros(q.shape if shifted else (0,), dtype=arithmetic_dtype(q))
     return kernels.forward(q, k, *from_schema(*flat), shift if shifted else None), shift
 
 
-def forward_on_cpu(q: Tensor, k: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    check_values("relation_quadratic", PairTerms(*settings[:3]))
-    return run_forward(cpu_kernels(q), q, k, *settings)
-
-
 def run_backward(
-    kernels: Kernels, grad: Tensor, q: Tensor, k: Tensor, *settings: Any
+    kernels: Any, grad: Tensor, q: Tensor, k: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients, with an empty tensor for that of a gain which is not there."""
     *flat, shift = settings
@@ -158,15 +112,13 @@ def backward_fake(
 forward_op = define(
     "relation_quadratic",
     f"(Tensor q, Tensor k, {SCHEMA}, bool shifted) -> (Tensor out, Tensor shift)",
-    cpu=forward_on_cpu,
-    cuda=lambda q, k, *settings: run_forward(cuda_kernels(q), q, k, *settings),
+    **KERNELS.on_devices(run_forward),
     fake=forward_fake,
 )
 backward_op = define(
     "relation_quadratic_backward",
     f"(Tensor grad, Tensor q, Tensor k, {SCHEMA}, Tensor? shift) -> (Tensor dq, Tensor dk, Tensor dgain)",
-    cpu=lambda grad, q, *rest: run_backward(cpu_kernels(q), grad, q, *rest),
-    cuda=lambda grad, q, *rest: run_backward(cuda_kernels(q), grad, q, *rest),
+    **KERNELS.on_devices(run_backward, by=1),
     fake=backward_fake,
 )
 

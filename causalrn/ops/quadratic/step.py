@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalrn.ops.dispatch import arithmetic_dtype, define, has_triton
+from causalrn.ops import native
+from causalrn.ops.dispatch import arithmetic_dtype, define
 from causalrn.ops.pairs import SCHEMA, PairRule, PairTerms, check_values, convert_terms, from_schema
 from causalrn.ops.quadratic import cpu, eager
 from causalrn.ops.quadratic.exponents import plan_shift
@@ -71,7 +72,7 @@ def step_on_cpu(q: Tensor, cache: Tensor, lengths: Tensor, *settings: Any) -> tu
 
 def step_on_cuda(q: Tensor, cache: Tensor, lengths: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     wide = torch.float64 in (q.dtype, cache.dtype)
-    if q.numel() == 0 or wide or q.shape[2] > MAX_TRITON_CHANNELS or not has_triton():
+    if q.numel() == 0 or wide or q.shape[2] > MAX_TRITON_CHANNELS or not native.has_triton():
         return run(eager.step, q, cache, lengths, *settings)
     # Importing the package must not need Triton.
     from causalrn.ops.quadratic import step_gpu

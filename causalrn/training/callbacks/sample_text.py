@@ -64,8 +64,7 @@ class SampleText(L.Callback):
             network,
             prompt,
             self.n_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
+            Sampling(self.temperature, self.top_k),
             generator=generator,
         )
         # Together, as a tokenizer may spell a space with the word after it, and leave it out where a text begins.

@@ -120,7 +120,7 @@ def test_far_beyond_the_range(name: str) -> None:
 @pytest.mark.usefixtures("path")
 def test_rows_in_range_are_those_of_the_plain_operator() -> None:
     q, k, gain, _ = make_inputs(11, 17, 300)
-    plain = relation_quadratic(q, k, eps=1e-5, gain=gain[:1].expand(11, 2))
+    plain = relation_quadratic(q, k, PairTerms(gain[:1].expand(11, 2)), PairRule(1e-5))
     out, shift = relation_quadratic_shifted(q, k, PairTerms(gain[:1].expand(11, 2)), PairRule(1e-5))
     assert shift is not None
     assert not shift.any()
@@ -167,7 +167,7 @@ def test_no_shift_where_there_is_no_bound_or_no_need() -> None:
     for factor, rule in zip((None, gain, gain), rules, strict=True):
         out, shift = relation_quadratic_shifted(q, q, PairTerms(factor), rule)
         assert shift is None
-        assert torch.equal(out, relation_quadratic(q, q, gain=factor, **rule._asdict()))
+        assert torch.equal(out, relation_quadratic(q, q, PairTerms(factor), rule))
 
 
 def make_cache(length: int, channels: int, gain: float) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causalrn.ops.pairs import Activation, Norm, PairRule, PairTerms
 from causalrn.ops.reference import relation_quadratic_reference
+from tests.ops.quadratic.settings import terms_and_rule
 from tests.ops.triton_device import (
     DEVICE,
     INTERPRETED,
@@ -34,31 +35,20 @@ def differentiate_definition(
 ) -> dict[str, Tensor]:
     leaves = {"dq": q, "dk": k} | ({} if gain is None else {"dgain": gain})
     leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in leaves.items()}
-    out = relation_quadratic_reference(leaves["dq"], leaves["dk"], gain=leaves.get("dgain"), **settings)
+    rest = terms_and_rule(gain=leaves.get("dgain"), **settings)
+    out = relation_quadratic_reference(leaves["dq"], leaves["dk"], *rest)
     gradients = torch.autograd.grad(out, list(leaves.values()), grad.to(dtype))
     return {"out": out.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-def differentiate_kernels(
-    q: Tensor,
-    k: Tensor,
-    grad: Tensor,
-    *,
-    eps: float,
-    causal: bool = True,
-    norm: Norm = "layer",
-    activation: Activation = "exp",
-    gain: Tensor | None = None,
-    window: Tensor | None = None,
-    slope: Tensor | None = None,
-) -> dict[str, Tensor]:
+def differentiate_kernels(q: Tensor, k: Tensor, grad: Tensor, **settings: Any) -> dict[str, Tensor]:
     from causalrn.ops.quadratic import gpu as quadratic_triton
 
-    settings = PairTerms(gain, window, slope), PairRule(eps, causal, norm, activation)
-    out = quadratic_triton.forward(q, k, *settings)
-    dq, dk, dgain = quadratic_triton.backward(grad, q, k, *settings)
+    terms, rule = terms_and_rule(**settings)
+    out = quadratic_triton.forward(q, k, terms, rule)
+    dq, dk, dgain = quadratic_triton.backward(grad, q, k, terms, rule)
     assert out.dtype == dq.dtype == dk.dtype == q.dtype
-    assert (dgain is None) == (gain is None)
+    assert (dgain is None) == (terms.gain is None)
     if dgain is None:
         return {"out": out, "dq": dq, "dk": dk}
     assert dgain.dtype == torch.float32
@@ -126,7 +116,7 @@ class TestKernels:
 
     @pytest.mark.parametrize(
         ("batch", "length", "heads", "channels"),
-        [(1, 1, 1, 16), (3, 1, 2, 2), (1, 63, 1, 33), (2, 70, 1, 64), (1, 130, 1, 16), (1, 9, 1, 192)],
+        [(1, 1, 1, 16), (3, 1, 2, 2), (1, 63, 1, 33), (2, 40, 1, 24), (1, 130, 1, 16), (1, 9, 1, 192)],
     )
     def test_sizes(self, batch: int, length: int, heads: int, channels: int) -> None:
         # Two channels normalise to +1 and -1, without any gradient but through eps.
@@ -190,11 +180,14 @@ class TestKernels:
         for q_hard, k_hard in ((-k, k), (0 * q, 0 * k), (0 * q + 0.3, 0 * k + 0.7)):
             actual = differentiate_kernels(q_hard, k_hard, grad, eps=1e-3, norm=norm)
             assert all(x.isfinite().all() for x in actual.values())
-            wanted = relation_quadratic_reference(q_hard.double(), k_hard.double(), eps=1e-3, norm=norm)
+            wanted = relation_quadratic_reference(
+                q_hard.double(), k_hard.double(), PairTerms(), PairRule(1e-3, norm=norm)
+            )
             assert relative_error(actual["out"], wanted) < TOLERANCE
 
     def test_repeats_to_the_bit(self) -> None:
         """No atomics: the order of sums does not depend on the schedule."""
-        inputs = make_inputs(2, 100, 100, 1, 16)
+        # The interpreter runs one program after the other.
+        inputs = make_inputs(1, 20, 20, 1, 16) if INTERPRETED else make_inputs(2, 100, 100, 1, 16)
         first, second = (differentiate_kernels(*inputs, eps=0.0) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)

@@ -46,15 +46,17 @@ def test_gradcheck(norm: Any, activation: Any) -> None:
     window, slope = torch.tensor([3, 100]), torch.tensor([0.0, 0.2])
 
     def function(q: Tensor, k: Tensor, gain: Tensor) -> Tensor:
-        settings = {"norm": norm, "activation": activation, "gain": gain, "window": window, "slope": slope}
-        return relation_quadratic(q, k, eps=0.2, **settings)
+        rule = PairRule(0.2, norm=norm, activation=activation)
+        return relation_quadratic(q, k, PairTerms(gain, window, slope), rule)
 
     assert torch.autograd.gradcheck(function, (q, k, gain))
 
 
 def test_second_derivative_is_refused() -> None:
     q = torch.randn(1, 4, 1, 3, requires_grad=True)
-    (grad,) = torch.autograd.grad(relation_quadratic(q, q, eps=1e-3).square().sum(), q, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        relation_quadratic(q, q, PairTerms(), PairRule(1e-3)).square().sum(), q, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         grad.sum().backward()
 
@@ -62,7 +64,7 @@ def test_second_derivative_is_refused() -> None:
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_into_one_graph() -> None:
     def function(q: Tensor, k: Tensor, gain: Tensor) -> Tensor:
-        return relation_quadratic(q * 2, k, eps=1e-4, gain=gain).sin() + 1
+        return relation_quadratic(q * 2, k, PairTerms(gain), PairRule(1e-4)).sin() + 1
 
     inputs = [
         torch.randn(2, 33, 2, 8, requires_grad=True),
@@ -81,8 +83,8 @@ def test_autocast_and_mixed_dtypes() -> None:
     x = torch.randn(2, 30, 12)
     with torch.autocast("cpu", torch.bfloat16):
         q = projection(x).view(2, 30, 2, 8)
-        out = relation_quadratic(q, q, eps=1e-5)
-        mixed = relation_quadratic(q, q.float(), eps=1e-5)
+        out = relation_quadratic(q, q, PairTerms(), PairRule(1e-5))
+        mixed = relation_quadratic(q, q.float(), PairTerms(), PairRule(1e-5))
     assert (out.dtype, mixed.dtype) == (torch.bfloat16, torch.float32)
     # The same sums in float32: only the storage of the result differs.
     torch.testing.assert_close(out, mixed.bfloat16(), rtol=0, atol=0)
@@ -95,14 +97,14 @@ def test_only_the_inputs_are_kept_for_backward() -> None:
     q, k = torch.randn(2, 1, 64, 1, 16, requires_grad=True)
     gain = torch.ones(64, 1, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
-        relation_quadratic(q, k, eps=1e-5, gain=gain)
+        relation_quadratic(q, k, PairTerms(gain), PairRule(1e-5))
     assert sum(x.numel() for x in kept) == q.numel() + k.numel() + gain.numel()
 
 
 MEASURE_PEAK = """
 import sys, torch
 from benchmarks.common import status_bytes
-from causalrn.ops import native, relation_quadratic
+from causalrn.ops import PairRule, PairTerms, native, relation_quadratic
 if sys.argv[1] == "eager":
     native.serves = lambda x: False
 length, channels = int(sys.argv[2]), int(sys.argv[3])
@@ -111,7 +113,7 @@ def step(length):
     q, k = (torch.randn(1, length, 1, channels, requires_grad=True) for _ in range(2))
     # Not ru_maxrss, which a process inherits from the one that started it.
     before = status_bytes("VmHWM")
-    relation_quadratic(q, k, eps=1e-5).sum().backward()
+    relation_quadratic(q, k, PairTerms(), PairRule(1e-5)).sum().backward()
     return status_bytes("VmHWM") - before
 step(8)
 print(step(length))
@@ -152,14 +154,12 @@ def test_peak_memory(path: str, length: int, channels: int) -> None:
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     tensors = {"q": torch.zeros(2, 4, 1, 8), "k": torch.zeros(2, 4, 1, 8)}
     arguments: dict[str, Any] = {**tensors, "eps": 1e-5, "gain": torch.ones(4, 1), **change}
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        relation_quadratic(**arguments)
-    assert message in str(caught.value)
     terms = PairTerms(**{name: arguments.pop(name, None) for name in PairTerms._fields})
     q, k = arguments.pop("q"), arguments.pop("k")
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        relation_quadratic_shifted(q, k, terms, PairRule(**arguments))
-    assert message in str(caught.value)
+    for function in (relation_quadratic, relation_quadratic_shifted):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            function(q, k, terms, PairRule(**arguments))
+        assert message in str(caught.value)
 
 
 def test_no_memory_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:

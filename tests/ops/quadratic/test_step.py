@@ -13,6 +13,7 @@ from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic import cpu, eager
 from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import relation_quadratic_reference
+from tests.ops.quadratic.settings import terms_and_rule as split
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -41,9 +42,7 @@ def eager_step(q: Tensor, cache: Tensor, lengths: Tensor, **settings: Any) -> Te
 
 
 def terms_and_rule(q: Tensor, **settings: Any) -> tuple[PairTerms, PairRule]:
-    options = tensors(settings, q)
-    terms = PairTerms(**{name: options.pop(name, None) for name in PairTerms._fields})
-    return terms, PairRule(1e-5, **options)
+    return split(eps=1e-5, **tensors(settings, q))
 
 
 def tensors(settings: dict[str, Any], q: Tensor) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def expected(q: Tensor, cache: Tensor, lengths: Tensor, **settings: Any) -> Tens
         if "gain" in options:
             options["gain"] = options["gain"][b][None].double()
         row = relation_quadratic_reference(
-            q[b][None, None].double(), cache[b][None, :length].double(), eps=1e-5, **options
+            q[b][None, None].double(), cache[b][None, :length].double(), *split(eps=1e-5, **options)
         )
         rows.append(row[0, 0])
     return torch.stack(rows)
@@ -168,10 +167,10 @@ def test_wrong_arguments_are_named(shapes: tuple, length: int, message: str) -> 
 )
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"eps": 1e-5, "gain": torch.ones(2, 1), **change}
-    terms = PairTerms(**{name: arguments.pop(name, None) for name in PairTerms._fields})
+    terms, rule = split(**arguments)
     with pytest.raises(ValueError, match=message):
         relation_quadratic_step(
-            torch.zeros(2, 1, 8), torch.zeros(2, 5, 1, 8), torch.tensor([5, 2]), terms, PairRule(**arguments)
+            torch.zeros(2, 1, 8), torch.zeros(2, 5, 1, 8), torch.tensor([5, 2]), terms, rule
         )
 
 
@@ -186,9 +185,9 @@ def test_windows_and_gains_in_any_dtype() -> None:
     assert torch.equal(*results)
 
 
-def test_a_steep_slope_on_a_row_shorter_than_the_pool() -> None:
+def test_a_steep_slope_on_a_row_shorter_than_the_cache() -> None:
     # float64 has no compiled kernel.
-    q, pool = (torch.randn(*shape, dtype=torch.float64) for shape in ((1, 1, 4), (1, 2000, 1, 4)))
-    lengths, slope = torch.tensor([3]), torch.tensor([1.0], dtype=torch.float64)
-    out = relation_quadratic_step(q, pool, lengths, eps=1e-5, slope=slope)
-    assert torch.equal(out, relation_quadratic_step(q, pool[:, :3], lengths, eps=1e-5, slope=slope))
+    q, cache = (torch.randn(*shape, dtype=torch.float64) for shape in ((1, 1, 4), (1, 2000, 1, 4)))
+    lengths, terms = torch.tensor([3]), PairTerms(slope=torch.tensor([1.0], dtype=torch.float64))
+    out, _ = relation_quadratic_step(q, cache, lengths, terms, PairRule(1e-5))
+    assert torch.equal(out, relation_quadratic_step(q, cache[:, :3], lengths, terms, PairRule(1e-5))[0])

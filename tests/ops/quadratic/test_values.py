@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import native, relation_quadratic
+from causalrn.ops import PairRule, PairTerms, native, relation_quadratic
 from causalrn.ops.reference import Norm, relation_quadratic_reference
+from tests.ops.quadratic.settings import terms_and_rule
 
 PATHS = (*native.INSTRUCTION_SETS, "eager")
 EVERY_SETTING: dict[str, dict[str, Any]] = {
@@ -65,7 +66,7 @@ def value_and_gradients(
     """The value and the gradients of q, k and gain; all but gain in `dtype`, which is then at least float32."""
     grad, q, k = (x.to(dtype) for x in inputs[:3])
     leaves = [q.requires_grad_(), k.requires_grad_()]
-    arguments = {name: value for name, value in settings.items() if name in ("causal", "norm", "activation")}
+    arguments = {name: value for name, value in settings.items() if name not in PairTerms._fields}
     heads, wide = q.shape[2], torch.promote_types(dtype, torch.float32)
     if "gain" in settings:
         # The plain formula multiplies in one dtype.
@@ -77,7 +78,7 @@ def value_and_gradients(
         arguments["window"] = torch.tensor(settings["window"][:heads], dtype=torch.int32)
     if "slope" in settings:
         arguments["slope"] = torch.tensor(settings["slope"][:heads]).to(wide)
-    out = function(q, k, eps=eps, **arguments)
+    out = function(q, k, *terms_and_rule(eps=eps, **arguments))
     names = ("out", "dq", "dk", "dgain")
     return dict(zip(names, (out.detach(), *torch.autograd.grad(out, leaves, grad)), strict=False))
 
@@ -155,8 +156,8 @@ def test_large_gains_overflow_to_infinity_and_zero() -> None:
     q, k = torch.randn(2, 1, 20, 1, 64)
     for factor, overflows in ((200.0, True), (18.0, False)):
         gain = torch.full((20, 1), factor)
-        exact = relation_quadratic_reference(q.double(), k.double(), eps=1e-5, gain=gain.double())
-        ours = relation_quadratic(q, k, eps=1e-5, gain=gain)
+        exact = relation_quadratic_reference(q.double(), k.double(), PairTerms(gain.double()), PairRule(1e-5))
+        ours = relation_quadratic(q, k, PairTerms(gain), PairRule(1e-5))
         small, large = exact < 1e36, exact > 1e40
         assert ours[large].isinf().all()
         # The argument of exp, up to 88, has lost digits to its own rounding.
@@ -211,7 +212,9 @@ def test_pairs_without_deviation() -> None:
     for x in inputs[1:]:
         x[:, ::2] = torch.randn(2, 24, 1, 1)
     exact = value_and_gradients(relation_quadratic, inputs, torch.float64, 1e-3, {})
-    definition = relation_quadratic_reference(inputs[1].double(), inputs[2].double(), eps=1e-3)
+    definition = relation_quadratic_reference(
+        inputs[1].double(), inputs[2].double(), PairTerms(), PairRule(1e-3)
+    )
     torch.testing.assert_close(exact["out"], definition)
     for name, actual in value_and_gradients(relation_quadratic, inputs, torch.float32, 1e-3, {}).items():
         # One rounding of a mean is amplified by 1 / eps on the eager path, as in the plain formula.
@@ -223,7 +226,7 @@ def test_pairs_without_deviation() -> None:
 def test_gradient_where_a_pair_is_zero(norm: Norm) -> None:
     k, grad = torch.randn(2, 1, 1, 1, 24)
     leaves = [(-k).requires_grad_(), k.clone().requires_grad_()]
-    out = relation_quadratic(*leaves, eps=0.5, norm=norm)
+    out = relation_quadratic(*leaves, PairTerms(), PairRule(0.5, norm=norm))
     assert torch.equal(out, torch.ones_like(out))
     wanted = (grad - grad.mean() if norm == "layer" else grad) / 0.5
     for actual in torch.autograd.grad(out, leaves, grad):
@@ -234,7 +237,7 @@ def test_gradient_where_a_pair_is_zero(norm: Norm) -> None:
 @pytest.mark.usefixtures("path")
 def test_nothing_comes_from_the_future(n_keys: int) -> None:
     q, k = torch.randn(1, 30, 1, 24, requires_grad=True), torch.randn(1, n_keys, 1, 24, requires_grad=True)
-    out = relation_quadratic(q, k, eps=1e-5)
+    out = relation_quadratic(q, k, PairTerms(), PairRule(1e-5))
     for i in range(0, 30, 7):
         dq, dk = torch.autograd.grad(out[0, i].square().sum(), (q, k), retain_graph=True)
         reached = torch.arange(n_keys) <= i + n_keys - 30
@@ -245,8 +248,11 @@ def test_nothing_comes_from_the_future(n_keys: int) -> None:
 @pytest.mark.usefixtures("path")
 def test_parts_of_the_queries_equal_the_whole() -> None:
     q, k = torch.randn(2, 2, 50, 2, 24)
-    whole = relation_quadratic(q, k, eps=1e-5)
-    parts = [relation_quadratic(q[:, i : i + 10], k[:, : i + 10], eps=1e-5) for i in range(0, 50, 10)]
+    whole = relation_quadratic(q, k, PairTerms(), PairRule(1e-5))
+    parts = [
+        relation_quadratic(q[:, i : i + 10], k[:, : i + 10], PairTerms(), PairRule(1e-5))
+        for i in range(0, 50, 10)
+    ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-6, atol=1e-6)
 
 
@@ -264,7 +270,7 @@ def test_empty(shape: tuple[int, int, int, int]) -> None:
     q = torch.randn(shape, requires_grad=True)
     k = torch.randn(shape[0], 5, *shape[2:], requires_grad=True)
     gain = torch.ones(shape[1], shape[2], requires_grad=True)
-    out = relation_quadratic(q, k, eps=1e-5, gain=gain)
+    out = relation_quadratic(q, k, PairTerms(gain), PairRule(1e-5))
     gradients = torch.autograd.grad(out.sum(), (q, k, gain))
     assert out.shape == q.shape
     assert all(not gradient.any() for gradient in gradients)

@@ -1,6 +1,7 @@
-"""What an exported model returns beside its logits: hidden states, tuples and losses as transformers' own models do."""
+"""The wrapper for transformers: the networks' logits, gradients and tokens, and outputs as transformers' own models give them."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 # Before transformers is imported: nothing here may look for a network.
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from causalrn.models import LinearRelation, QuadraticRelation, SoftmaxAttention
-from tests.interop.huggingface.test_folder import make_model, make_network
+from causalrn.models import LanguageModel, LinearRelation, QuadraticRelation, SoftmaxAttention
+from causalrn.models.decoding import GREEDY, generate
+from tests.interop.huggingface.networks import NETWORKS, make_model, make_network
 
 transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
 pytestmark = pytest.mark.slow
@@ -21,6 +23,98 @@ MIXERS = {
     "linear": lambda: LinearRelation(8, 12),
     "softmax": lambda: SoftmaxAttention(8, n_heads=2),
 }
+
+
+@pytest.fixture(params=NETWORKS)
+def make(request: pytest.FixtureRequest) -> Callable[[bool], LanguageModel]:
+    return NETWORKS[request.param]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_logits_and_gradients_are_the_networks(make, causal: bool) -> None:
+    network = make(causal)
+    model = make_model(network)
+    tokens = torch.randint(256, (2, 11))
+    logits, expected = model(tokens).logits, network(tokens)
+    assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn_like(expected)
+    (logits * weights).sum().backward()
+    (expected * weights).sum().backward()
+    gradients, expected_gradients = (
+        {name: parameter.grad for name, parameter in m.named_parameters()} for m in (model.network, network)
+    )
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_generates_the_same_tokens(make) -> None:
+    network = make(True)
+    prompt = torch.randint(256, (2, 7))
+    tokens = make_model(network).generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert torch.equal(tokens[:, 7:], generate(network, prompt, 20, GREEDY))
+
+
+def test_left_padding_changes_nothing(make) -> None:
+    network = make(True)
+    prompts = [torch.randint(1, 256, (length,)) for length in (9, 3, 6)]
+    padded = torch.stack([torch.nn.functional.pad(prompt, (9 - len(prompt), 0)) for prompt in prompts])
+    tokens = make_model(network).generate(
+        padded, attention_mask=(padded != 0).long(), max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
+    assert torch.equal(tokens[:, 9:], generate(network, prompts, 12, GREEDY))
+
+
+def test_cached_steps_equal_the_whole(make) -> None:
+    model = make_model(make(True))
+    tokens = torch.randint(256, (2, 12))
+    with torch.no_grad():
+        whole = model(tokens).logits
+        cache: Any = None
+        rows = []
+        for part in tokens.split([5, 1, 1, 3, 2], dim=1):
+            out = model(part, past_key_values=cache)
+            cache, rows = out.past_key_values, [*rows, out.logits]
+        assert_close(torch.cat(rows, 1), whole, atol=1e-5, rtol=1e-5)
+        assert cache.get_seq_length() == 12
+        assert_close(model(tokens, logits_to_keep=1).logits, whole[:, -1:])
+        assert model(tokens, use_cache=False).past_key_values is None
+
+
+def test_beam_search_finds_the_likelier_text(make) -> None:
+    model = make_model(make(True))
+    prompt = torch.randint(256, (3, 5))
+
+    def score(tokens: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            likelihoods = model(tokens[:, :-1]).logits.log_softmax(-1)
+        return likelihoods.gather(-1, tokens[:, 1:, None])[:, 4:, 0].sum(1)
+
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    # With as many beams as there are pairs of tokens to go wrong in, beam search cannot do worse here.
+    greedy, best = (model.generate(prompt, num_beams=beams, **options) for beams in (1, 8))
+    assert (score(best) >= score(greedy) - 1e-4).all()
+
+
+def test_trains_with_labels() -> None:
+    network = make_network(QuadraticRelation(8, 12))
+    tokens = torch.randint(256, (2, 9))
+    loss = make_model(network)(tokens, labels=tokens).loss
+    expected = torch.nn.functional.cross_entropy(
+        network(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    )
+    assert_close(loss, expected)
+
+
+def test_mistakes_in_use_are_named() -> None:
+    network = make_network(QuadraticRelation(8, 12))
+    with pytest.raises(ValueError, match="sequence of 41 positions .*max_length=40"):
+        make_model(network)(torch.zeros(1, 41, dtype=torch.int64))
+    shifted = make_network(QuadraticRelation(8, 12, activation="official_elu"))
+    tokens = torch.randint(256, (1, 9))
+    assert_close(make_model(shifted)(tokens).logits, shifted(tokens), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="official_elu depends on the length still to come"):
+        make_model(shifted).generate(tokens, max_new_tokens=2)
 
 
 @pytest.fixture(params=MIXERS)

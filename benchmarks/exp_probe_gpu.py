@@ -1,6 +1,7 @@
 """A GPU loop of nothing but exp2, the limit that the quadratic kernels are held against."""
 
-from collections.abc import Callable
+import statistics
+import time
 
 import torch
 import triton
@@ -24,13 +25,16 @@ def bare_exp_kernel(x_ptr, out_ptr, repeats, block: tl.constexpr):
     tl.store(out_ptr + offsets, total)
 
 
-def make_bare_loop(device: torch.device) -> tuple[Callable[[], object], int]:
-    """A call that starts the loop, and the number of exponentials it evaluates."""
+def measure_exp_rate(device: torch.device, *, measurements: int = 9) -> float:
+    """Median exponentials per second of a bare loop on all SMs: one instruction of the special-function unit each."""
     programs = PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
     x = torch.rand(programs * BLOCK, device=device)
     out = torch.empty_like(x)
-
-    def loop() -> None:
+    times = []
+    for _ in range(1 + measurements):
+        start = time.perf_counter()
         bare_exp_kernel[(programs,)](x, out, REPEATS, BLOCK)  # pyright: ignore[reportArgumentType]
-
-    return loop, programs * BLOCK * REPEATS
+        torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    # The first call compiles.
+    return programs * BLOCK * REPEATS / statistics.median(times[1:])
