@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from causalrn.training import signals
-from causalrn.training.callbacks.log_steps import ends_a_step, is_log_step
+from causalrn.training.callbacks.log_steps import ends_a_step, is_log_step, write_metrics
 from causalrn.training.checkpoint import PREEMPTED
 from causalrn.training.lightning_private import begin_with_validation, validation_follows
 from causalrn.training.random_state import RandomState, gather_random_states, restore_random_state
@@ -136,10 +136,13 @@ class Preemption(L.Callback):
             path.unlink(missing_ok=True)
             path.symlink_to((folder / "last.ckpt").readlink())
         trainer.strategy.checkpoint_io.teardown()
+        if trainer.training and is_log_step(trainer, trainer.global_step):
+            # Lightning logs the step after this hook, which does not return. Values of an earlier validation are among
+            # what it holds, and were logged then.
+            found = trainer.logged_metrics.items()
+            values = {name: float(value) for name, value in found if not name.startswith("val/")}
+            write_metrics(trainer, {**values, "epoch": trainer.current_epoch})
         for logger in trainer.loggers:
-            if trainer.training and is_log_step(trainer, trainer.global_step):
-                # Lightning does so after this hook, which does not return.
-                logger.log_metrics(trainer.logged_metrics, step=trainer.global_step - 1)  # pyright: ignore[reportArgumentType]
             logger.finalize("preempted")
         trainer.strategy.barrier("preempted")
         exit_code = 0
