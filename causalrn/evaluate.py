@@ -19,9 +19,9 @@ from causalrn.evaluation.metrics import is_text
 from causalrn.reporting.terminal import print_results
 from causalrn.system import check_options, environment, optional_module, write_json
 from causalrn.training.callbacks import progress_bar
+from causalrn.training.changes import STARTED_IN, check_shards, placed_folders
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
 from causalrn.training.config_files import find_config, read_config
-from causalrn.training.data_folders import STARTED_IN, check_shards, placed_folders
 from causalrn.training.errors import run_command
 from causalrn.training.former import upgraded
 from causalrn.training.module import LanguageModelModule

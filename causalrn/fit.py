@@ -19,11 +19,12 @@ from causalrn.system import write_json
 from causalrn.training.allocator import keep_freed_memory
 from causalrn.training.callbacks import Preempted, RunFolder
 from causalrn.training.changes import check_continues, load_weights
-from causalrn.training.checkpoint import PREEMPTED, progress
+from causalrn.training.checkpoint import progress
+from causalrn.training.checkpoint_io import PREEMPTED
 from causalrn.training.errors import run_command
 from causalrn.training.history import History
+from causalrn.training.resume import first_process
 from causalrn.training.run_folder import draw_curves
-from causalrn.training.starts import first_process
 from causalrn.training.strategies import check_run
 from causalrn.training.trainer_settings import check_trainer
 

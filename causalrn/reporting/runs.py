@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from causalrn.models import upgrade
+from causalrn.training.config_files import flatten
 from causalrn.training.history import starts_of
 from causalrn.training.loggers import read_metrics
 
@@ -211,17 +212,3 @@ def read(run: Run, name: str, parse: Any) -> dict[str, Any]:
         run.notes.append(f"{name} is half-written")
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every plain value of a config by its dotted key."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        items = ((str(number), inner) for number, inner in enumerate(value))
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in items:
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat

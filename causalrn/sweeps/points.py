@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from causalrn.cli import CLI
 from causalrn.sweeps.grid import Sweep
+from causalrn.training.config_files import flatten
 from causalrn.training.errors import USER_ERRORS, one_line
 from causalrn.training.module import LanguageModelModule, logged_names
 from causalrn.training.trainer_settings import check_settings
@@ -88,9 +89,10 @@ def build_objects(config: Namespace, instantiate: Any) -> tuple[LanguageModelMod
 
 
 def plan_point(config: Namespace, instantiate: Any) -> Plan:
-    settings = flat_settings(config)
     module, data = build_objects(config, instantiate)
     network = module.network
+    settings = {key: value for key, value in config.as_dict().items() if key not in OF_A_RUN}
+    plain = {key: as_plain(value) for key, value in flatten(settings).items()}
     if data.vocab_size != network.vocab_size:
         raise ValueError(
             f"vocab_size of the model and of the data differ: {network.vocab_size}, {data.vocab_size}"
@@ -101,7 +103,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
             "set model.init_args.network.init_args.max_length"
         )
     return Plan(
-        settings=settings,
+        settings=plain,
         steps=max(0, config.trainer.max_steps),
         sequences=data.batch_size * config.trainer.accumulate_grad_batches,
         positions=data.max_length,
@@ -110,22 +112,5 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
     )
 
 
-def flat_settings(config: Namespace) -> dict[str, Any]:
-    """Every plain value of a config by its dotted key."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in OF_A_RUN}
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-            for number, inner in enumerate(value):
-                walk(f"{prefix}.{number}", inner)
-        elif isinstance(value, str | int | float | bool | None):
-            flat[prefix] = value
-        else:
-            flat[prefix] = str(value)
-
-    walk("", plain)
-    return flat
+def as_plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -113,6 +113,20 @@ def check_sections(path: Path, content: Any) -> None:
             raise ValueError(f"config {path}: {name} must be a mapping: got {content[name]!r}")
 
 
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every plain value of a config or a description by its dotted key; entries of a list of mappings by their number."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        items = ((str(number), inner) for number, inner in enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
 def is_mapping(text: str) -> bool:
     try:
         return isinstance(yaml.safe_load(text), dict)

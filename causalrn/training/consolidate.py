@@ -3,6 +3,7 @@
 import math
 import pickle
 import tempfile
+import zipfile
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -197,13 +198,17 @@ def optimizer_state(
     }
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Any:
+    """What a file of torch.save holds, mapped rather than read.
+
+    Raises:
+        ValueError: it is missing, truncated, or holds more than plain values.
+    """
     try:
         with torch.serialization.safe_globals(STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"checkpoint file {path} is missing") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"checkpoint file {path} is truncated or of another program: {str(error).splitlines()[0]}"
-        ) from error
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"checkpoint {path} is truncated or of another program: {reason}") from error

@@ -8,7 +8,6 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
-from tensorboard.compat.proto import event_pb2
 
 from causalrn.system import check_range, replacing
 
@@ -16,23 +15,25 @@ from causalrn.system import check_range, replacing
 class MetricsCSV(Logger):
     """Writes `metrics.csv`: one row per step, one column per metric.
 
-    A run that is resumed keeps the rows before the step of its checkpoint and drops the others (`continue_from`), so that no
-    step stands twice. A torn last line, left by a killed process, is dropped.
+    The first row that is logged drops what an earlier process left at `first_step` and after it, so that no step stands
+    twice. A torn last line, left by a killed process, is dropped.
 
     Args:
         save_dir: folder of the file; the run folder.
+        first_step: the step that the run goes on from.
         flush_every_n_rows: rows held back in memory before they are written.
     """
 
-    def __init__(self, save_dir: str, flush_every_n_rows: int = 20) -> None:
+    def __init__(self, save_dir: str, first_step: int = 0, flush_every_n_rows: int = 20) -> None:
         super().__init__()
         check_range(self, "[1, inf)", flush_every_n_rows=flush_every_n_rows)
         self.path = Path(save_dir) / "metrics.csv"
+        self.first_step = first_step
         self.flush_every_n_rows = flush_every_n_rows
         self.columns: list[str] = []
         # Rows not written yet; the last one may still grow, since training and validation log apart.
         self.pending: list[dict[str, Any]] = []
-        # Of the last row in the file.
+        # That of the last row in the file.
         self.written_step: float | None = None
 
     @property
@@ -60,7 +61,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None, "Lightning passes the step"
         if not self.columns:
-            self.continue_from(step)
+            self._keep_earlier_rows()
         if not self.pending and step == self.written_step:
             # A run that was preempted in a validation has logged the training of that step, and logs the rest now.
             *rows, last = read_metrics(self.path)
@@ -84,13 +85,11 @@ class MetricsCSV(Logger):
         self._write(self.pending)
         self.pending = []
 
-    @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Drops what an earlier process logged at `step` and after it."""
+    def _keep_earlier_rows(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.path) if row["step"] < step] if self.path.exists() else []
+        rows = read_metrics(self.path) if self.path.exists() else []
         self.columns = ["step"]
-        self._replace(rows)
+        self._replace([row for row in rows if row["step"] < self.first_step])
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
@@ -115,19 +114,15 @@ class MetricsCSV(Logger):
 
 
 class TensorBoardEvents(TensorBoardLogger):
-    """TensorBoard events in the run folder; what an ended process logged beyond its last checkpoint is hidden."""
+    """TensorBoard events in the run folder; what an ended process logged beyond its last checkpoint is hidden.
 
-    def __init__(self, save_dir: str) -> None:
-        super().__init__(save_dir, name="", version="")
+    Args:
+        save_dir: the run folder.
+        first_step: the step that the run goes on from: TensorBoard drops earlier files' events from it on.
+    """
 
-    @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Hides what an earlier process logged at `step` and after it."""
-        # TensorBoard drops the events of earlier files from this step on (SummaryWriter's purge_step, which would have to
-        # be known before the checkpoint is read).
-        events: Any = event_pb2
-        start = events.Event(step=step, session_log=events.SessionLog(status=events.SessionLog.START))
-        self.experiment._get_file_writer().add_event(start, step)
+    def __init__(self, save_dir: str, first_step: int = 0) -> None:
+        super().__init__(save_dir, name="", version="", purge_step=first_step)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

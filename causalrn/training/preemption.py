@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from causalrn.training import signals
 from causalrn.training.callbacks.log_steps import ends_a_step, is_log_step, write_metrics
-from causalrn.training.checkpoint import PREEMPTED
+from causalrn.training.checkpoint_io import PREEMPTED
 from causalrn.training.lightning_private import begin_with_validation, validation_follows
 from causalrn.training.random_state import RandomState, gather_random_states, restore_random_state
 
@@ -68,9 +68,7 @@ class Preemption(L.Callback):
             self.before_validation = gather_random_states(self.group)
             begin_with_validation(trainer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         # Within an accumulation, a checkpoint would lose the gradients so far.
         if not ends_a_step(trainer):
             return
@@ -85,15 +83,7 @@ class Preemption(L.Callback):
         if not trainer.sanity_checking and self.any_rank_was_signalled():
             self.save_and_leave(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if not trainer.sanity_checking and self.any_rank_was_signalled():
             self.save_and_leave(trainer)
 

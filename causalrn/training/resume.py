@@ -11,8 +11,8 @@ import yaml
 
 from causalrn.system import write_json
 from causalrn.training.checkpoint import named_checkpoint, newest_checkpoint, progress, read_training
+from causalrn.training.checkpoint_io import PREEMPTED
 from causalrn.training.consolidate import is_sharded
-from causalrn.training.starts import is_continued, is_restarted, job_name
 
 # The first process of a run names the folder for the ranks that it starts, beside its own number: whatever else
 # inherits the variable, or a later run of a process that trains more than one, must not take it for its own.
@@ -22,6 +22,10 @@ ORIGIN = "origin.json"
 # Arguments of one start: a config that holds them would send the next start elsewhere.
 OF_A_START = ("resume", "init_from")
 CONFIG_FLAGS = ("--config", "-c")
+# Set for each process by Lightning and torchrun, by torchrun, and by srun.
+RANK_VARIABLES = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+# How often SLURM, and torchrun, have started this job again.
+RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ def plan_start(arguments: list[str], run_dir: str | None) -> Start:
     folder = choose_run_dir(run_dir, arguments)
     source = flag_value(arguments, "--init_from")
     origin = origin_of("init_from", source) if source else None
-    again = is_restarted() or (is_continued(folder) and comes_from(folder, origin or {}))
+    # A run that a signal has ended leaves such a checkpoint.
+    preempted = any((folder / "checkpoints").glob(f"{PREEMPTED}*.ckpt"))
+    again = is_restarted() or (preempted and comes_from(folder, origin or {}))
     if again and (newest := newest_checkpoint(folder / "checkpoints")):
         return Start(folder, newest)
     if not again:
@@ -238,3 +244,23 @@ def read_origin(run_dir: Path) -> dict[str, str]:
         return json.loads((run_dir / ORIGIN).read_text())
     except (OSError, ValueError):
         return {}
+
+
+def first_process() -> bool:
+    """Whether this is the process of a run that writes its folder; known before the processes know each other."""
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+def job_name() -> str | None:
+    """A name for the run folder that all processes of a job, and all its starts, agree on."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"job_{job}"
+    if job := os.environ.get("TORCHELASTIC_RUN_ID"):
+        # "none" is torchrun's default: its processes share their parent then.
+        return f"torchrun_{os.getppid() if job == 'none' else job}"
+    return None
+
+
+def is_restarted() -> bool:
+    """Whether SLURM or torchrun has started this very command before."""
+    return any(os.environ.get(name, "0") != "0" for name in RESTART_VARIABLES)

@@ -8,13 +8,13 @@ import lightning as L
 import torch.distributed as dist
 
 from causalrn.system import environment
-from causalrn.training.data_folders import STARTED_IN
+from causalrn.training.changes import STARTED_IN
 from causalrn.training.history import History
-from causalrn.training.loggers import MetricsCSV, TensorBoardEvents, read_metrics
+from causalrn.training.loggers import read_metrics
 
 
 class RunFolder(L.Callback):
-    """Keeps environment.json, tells the loggers where the run continues, keeps the resolved config in every checkpoint.
+    """Keeps environment.json, and the resolved config in every checkpoint.
 
     Args:
         run_dir: the run's folder.
@@ -44,28 +44,16 @@ class RunFolder(L.Callback):
     ) -> None:
         self.history.resume_from(checkpoint["global_step"])
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.history.update(trainer.global_step, at_once=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.history.update(trainer.global_step)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.history.update(trainer.global_step)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The step of the checkpoint that was restored, or 0.
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV | TensorBoardEvents):
-                logger.continue_from(trainer.global_step)
-
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.history.update(trainer.global_step)
 
     def checkpoint_content(self, weights_only: bool) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from causalrn.training.callbacks.checkpoints import keeps
-from causalrn.training.checkpoint import commit, partial_name
-from causalrn.training.checkpoint_io import BackgroundCheckpointIO
+from causalrn.training.checkpoint_io import BackgroundCheckpointIO, commit, partial_name
 from causalrn.training.lightning_private import leave_signals_alone
 from causalrn.training.trainer_settings import arguments_of, check_settings
 

@@ -62,6 +62,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if isinstance(value, int | float):
             check_range(None, interval, **{f"trainer.{name}": value})
     check_precision(str(settings.get("precision")))
+    if method := start_method(settings.get("strategy")):
+        raise ValueError(
+            f"a strategy that starts its processes by {method} leaves the trained model in them: want trainer.strategy ddp"
+        )
     if str(settings.get("gradient_clip_algorithm")) == "value":
         raise ValueError("gradient_clip_algorithm value is not offered: every strategy clips by norm")
     if settings.get("barebones"):
@@ -81,6 +85,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
                 f"trainer.plugins {type(plugin).__name__} is not offered: checkpoints are written in the background, "
                 "complete or not at all, by one of our own; want no CheckpointIO"
             )
+
+
+def start_method(strategy: Any) -> str | None:
+    """How a strategy of a config starts processes within this one (spawn, fork, ...), or None where it does not."""
+    if isinstance(strategy, str):
+        parts = strategy.replace("notebook", "fork").split("_")
+        return next((part for part in parts if part in ("spawn", "fork")), None)
+    method = (strategy.get("init_args") or {}).get("start_method") if isinstance(strategy, dict) else None
+    return None if method == "popen" else method
 
 
 def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:

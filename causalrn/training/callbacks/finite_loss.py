@@ -7,6 +7,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from causalrn.models import describe
@@ -90,8 +91,8 @@ class FiniteLoss(L.Callback):
     ) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # Of sharded weights this rank's part: the ranks' flags are combined below.
-        norm = get_total_norm([getattr(gradient, "_local_tensor", gradient) for gradient in gradients])
+        # With sharded weights this is the norm of this rank's shards; the ranks combine their flags below.
+        norm = get_total_norm([one.to_local() if isinstance(one, DTensor) else one for one in gradients])
         bad = ~norm.isfinite()
         stacked = torch.stack(losses)
         bad = bad | ~stacked.isfinite().all()
@@ -116,7 +117,7 @@ class FiniteLoss(L.Callback):
         name = f"bad_step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
         path = Path(trainer.default_root_dir, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        sharded = any(hasattr(parameter, "_local_tensor") for parameter in pl_module.parameters())
+        sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         torch.save(
             {

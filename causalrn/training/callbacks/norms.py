@@ -37,9 +37,7 @@ class Norms(L.Callback):
         indices = [self.blocks.index(block_of(name)) for name in named]
         self.block_indices = torch.tensor(indices, device=pl_module.device)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         # The step that is about to be taken.
         if not is_log_step(trainer, trainer.global_step + 1):
             return
@@ -52,14 +50,12 @@ class Norms(L.Callback):
             self.found["norms/parameter"] = self.by_block(norms(values))
             self.before = [value.clone() for value in values] if self.updates else None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if not self.found:
             return
         if self.before is not None:
-            after = [parameter.detach() for parameter in self.parameters]
-            torch._foreach_sub_(self.before, after)  # pyright: ignore[reportPrivateImportUsage]
+            for before, parameter in zip(self.before, self.parameters, strict=True):
+                before.sub_(parameter.detach())
             self.found["norms/update"] = self.by_block(norms(self.before))
         names = [
             f"{name}/{block}" if name.startswith("norms/") else name
@@ -79,11 +75,8 @@ class Norms(L.Callback):
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
     """Euclidean norm of each tensor, in float32 at least; of the whole where ranks hold shards."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    if isinstance(tensors[0], DTensor):
-        # torch 2.14 has no rule for a sharded norm in another dtype. Where it is the same, nothing is copied.
-        found = torch._foreach_norm([one.to(dtype) for one in tensors], 2)  # pyright: ignore[reportPrivateImportUsage]
-    else:
-        found = torch._foreach_norm(list(tensors), 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
+    # The dtype of the norm itself would do, but torch 2.14 has no rule for that on sharded tensors.
+    found = [torch.linalg.vector_norm(one.to(dtype)) for one in tensors]
     return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found])
 
 

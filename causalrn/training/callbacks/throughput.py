@@ -58,9 +58,7 @@ class Throughput(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop_watching(trainer)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.stop_watching(trainer)
 
     def stop_watching(self, trainer: L.Trainer) -> None:

@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import (
 )
 
 from causalrn.training.consolidate import count_ranks, is_fsdp_folder, is_zero_folder
-from causalrn.training.lightning_private import start_method
 from causalrn.training.strategies.sequence import SequenceParallelStrategy
 from causalrn.training.strategies.zero import ZeroStrategy
 
@@ -30,11 +29,6 @@ def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
         raise ValueError(
             f"Lightning's own {type(strategy).__name__} accumulates or clips gradients otherwise than other strategies: want "
             "the overlay configs/trainer/fsdp.yaml or configs/trainer/deepspeed_zero2.yaml"
-        )
-    # Lightning's launchers of processes within this one are told apart by what they start them with.
-    if method := start_method(strategy):
-        raise ValueError(
-            f"a strategy that starts its processes by {method} leaves the trained model in them: want trainer.strategy ddp"
         )
     check_batch(trainer, getattr(data, "batch_size", None))
     if checkpoint is not None:
