@@ -60,7 +60,7 @@ class SweepFolder:
         )
 
     def arguments(self, point: Point) -> list[str]:
-        """What `causalrn.fit` is called with: to resume where there is a checkpoint, else to start.
+        """The arguments of `causalrn.fit`: it resumes where there is a checkpoint, and else starts.
 
         A run that was ended before its first checkpoint cannot resume; its folder is kept aside.
         """
@@ -121,7 +121,7 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """What a finished run wrote; None where there is nothing, or a kill tore it."""
+    """The results that a finished run wrote; None where there are none, or a kill tore the file."""
     try:
         results = json.loads((run_dir / "results.json").read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):

@@ -12,16 +12,16 @@ from causalrn.cli import CLI
 from causalrn.sweeps.grid import Sweep
 from causalrn.training.config_files import flatten
 from causalrn.training.errors import USER_ERRORS, one_line
-from causalrn.training.module import LanguageModelModule, logged_names
+from causalrn.training.module import LanguageModelModule, check_fits, logged_names
 from causalrn.training.trainer_settings import check_settings
 
-# What belongs to one run of a point, not to the point.
+# These belong to one run of a point, not to the point.
 OF_A_RUN = ("run_dir", "resume", "config")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a point would do.
+    """A point as it would run.
 
     Args:
         settings: every value of its resolved config, by dotted key.
@@ -53,7 +53,7 @@ def plan_points(sweep: Sweep) -> list[Plan]:
     plans = []
     parser = None
     for point in sweep.points:
-        # Of one process; the parser's own report of a mistake goes to the terminal.
+        # The parser prints its own report of a mistake to the terminal.
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:
                 if parser is None:
@@ -93,15 +93,7 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
     network = module.network
     settings = {key: value for key, value in config.as_dict().items() if key not in OF_A_RUN}
     plain = {key: as_plain(value) for key, value in flatten(settings).items()}
-    if data.vocab_size != network.vocab_size:
-        raise ValueError(
-            f"vocab_size of the model and of the data differ: {network.vocab_size}, {data.vocab_size}"
-        )
-    if network.max_length is not None and data.max_length > network.max_length:
-        raise ValueError(
-            f"a row of the data has {data.max_length} positions, and the model max_length={network.max_length}; "
-            "set model.init_args.network.init_args.max_length"
-        )
+    check_fits(network, data)
     return Plan(
         settings=plain,
         steps=max(0, config.trainer.max_steps),

@@ -1,4 +1,4 @@
-"""What is taken from a checkpoint: where its data lie, which settings may differ as a run continues, and weights alone."""
+"""Compares a run with the checkpoint that it continues, finds the data of a checkpoint, and loads its weights alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +54,7 @@ def check_data(data: Any, state: dict[str, Any] | None, remedy: str) -> None:
     try:
         data.identity()
     except (ValueError, OSError):
-        # Not downloaded or prepared yet: checked when the state is loaded.
+        # They are not downloaded or prepared yet; they are checked when the state is loaded.
         return
     try:
         data.check_identity(state)

@@ -18,7 +18,7 @@ PREFIX = "network."
 
 
 class Content(TypedDict, total=False):
-    """What a checkpoint holds, whether it is one file or a folder of several ranks; `complete` writes it.
+    """The schema of checkpoints, whether one is a file or a folder of several ranks; `complete` writes it.
 
     The first two are in every checkpoint. Those of a training are Lightning's and ours; weights alone, and what
     causalrn.export makes of other programs' weights, lack some of them.
@@ -28,7 +28,7 @@ class Content(TypedDict, total=False):
     network: dict[str, Any]
     # Weights by their names in the LightningModule: `network.` and the name in the network.
     state_dict: dict[str, torch.Tensor]
-    # What token ids stand for: a tokenizer's description, or {"kind": "letters" or "numbers", ...} of a task.
+    # The meaning of token ids: a tokenizer's description, or {"kind": "letters" or "numbers", ...} of a task.
     tokenizer: dict[str, Any]
     # The resolved config of the run, and the folder that its relative paths are relative to.
     config: dict[str, Any]
@@ -82,7 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def upgraded_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a former version wrote, in the present form."""
+    """Brings the content that a former version wrote to the present form."""
     if "config" in checkpoint:
         checkpoint["config"] = upgraded(checkpoint["config"])
     checkpoint.setdefault("tokenizer", former_tokenizer(checkpoint))
@@ -125,14 +125,11 @@ def check_same_network(path: str | Path, network: LanguageModel) -> None:
 
 def settings_of(description: dict[str, Any]) -> dict[str, Any]:
     """The settings of a description by their dotted names, with the class of each part."""
-    names = {
-        key: key.replace("init_args.", "").replace("class_path", "class") for key in flatten(description)
-    }
-    values = flatten(description)
-    return {
-        name: values[key].rpartition(".")[2] if key.endswith("class_path") else values[key]
-        for key, name in names.items()
-    }
+    settings = {}
+    for key, value in flatten(description).items():
+        name = key.replace("init_args.", "").replace("class_path", "class")
+        settings[name] = value.rpartition(".")[2] if key.endswith("class_path") else value
+    return settings
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -146,7 +143,7 @@ def read_head(path: Path) -> dict[str, Any]:
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """What training added to a checkpoint, as `read_head`.
+    """The content of `read_head`, where a training can continue from it.
 
     Raises:
         FileNotFoundError, ValueError: see `read_checkpoint`; also a checkpoint that no training can continue from.

@@ -13,9 +13,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-# What a checkpoint is called until it is complete: no *.ckpt.
+# A checkpoint has this suffix until it is complete, so that its name is not *.ckpt.
 PARTIAL = ".partial"
-# Begins the name of a checkpoint that the same command continues from when it is started again.
+# The name of a checkpoint begins with this where the same command, started again, continues from it.
 PREEMPTED = "preempted-"
 # A file in a checkpoint that is a folder: the size of each of the other files.
 SIZES = "sizes.json"
@@ -42,7 +42,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self.wait()
         if self.failure is not None:
             warnings.warn(f"{self.failure}; training goes on", stacklevel=2)
-        # Before the copy is paid for: what can be refused at once must not come from a thread.
+        # A folder that cannot be made is refused here, before the copy is paid for, not by the thread.
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.executor = self.executor or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing = self.executor.submit(self.write, snapshot(checkpoint), Path(path))
@@ -152,7 +152,7 @@ def commit(temporary: Path, path: Path, resumable: bool = True) -> None:
 
 
 def make_room(path: Path, for_folder: bool = False) -> None:
-    """Removes what a rename cannot replace: a folder, or where a folder takes its place, a link."""
+    """Removes a folder, which a rename cannot replace, or a link whose place a folder takes."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif for_folder:

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from causalrn.training.former import upgraded
 
-# How a config is named in a checkout's own folder.
+# The folder of configs in a checkout; their names may begin with it.
 CHECKOUT_FOLDER = "configs"
 # The values of these keys are mappings, or name a class; everything else of a config is a plain value.
 SECTIONS = ("trainer", "model", "data")
@@ -87,7 +87,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def read_config(path: Path, kind: str = "config") -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
         ValueError: it is no YAML; the message names the file as one of this kind.

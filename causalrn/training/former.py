@@ -48,7 +48,7 @@ def upgraded_arguments(arguments: list[str]) -> list[str]:
 
 
 def former_tokenizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What the token ids of a checkpoint without the field `tokenizer` stand for.
+    """Describes the tokens of a checkpoint that was written without the field `tokenizer`.
 
     It was described by the position in the data. The official code's weights came without data; its two tasks have
     vocabularies of their own.

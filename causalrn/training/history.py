@@ -9,9 +9,9 @@ from typing import Any
 from causalrn.system import write_json
 
 NAME = "environment.json"
-# How old the seconds of a start that is killed may be, where no checkpoint was written meanwhile.
+# A start that is killed may lose the count of this many seconds, unless it has written a checkpoint meanwhile.
 EVERY_SECONDS = 30.0
-# Of a start, beside what its environment is.
+# These entries of a start tell its progress; the others are its environment.
 PROGRESS = ("when", "from_step", "step", "seconds")
 
 
@@ -55,7 +55,7 @@ class History:
         write_json(self.run_dir / NAME, {**newest, "starts": self.starts})
 
     def costs(self) -> dict[str, Any]:
-        """What results.json says of the starts: seconds of all and of the last one, and how many there were.
+        """The entries of results.json on the starts: the seconds of all and of the last one, and how many there were.
 
         A start of which a former version left no seconds is counted in `starts_of_unknown_seconds`.
         """

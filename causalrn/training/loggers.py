@@ -33,7 +33,7 @@ class MetricsCSV(Logger):
         self.columns: list[str] = []
         # Rows not written yet; the last one may still grow, since training and validation log apart.
         self.pending: list[dict[str, Any]] = []
-        # That of the last row in the file.
+        # The step of the last row in the file.
         self.written_step: float | None = None
 
     @property

@@ -40,7 +40,7 @@ class Preemption(L.Callback):
         self.group: dist.ProcessGroup | None = None
         self.pending: tuple[dist.Work, torch.Tensor] | None = None
         self.received: set[int] = set()
-        # While a validation is due or running: what a resumed one must begin with.
+        # The random states that a resumed validation must begin with, while one is due or running.
         self.before_validation: list[RandomState] | None = None
         self.loaded: dict[str, Any] = {}
 
@@ -57,7 +57,7 @@ class Preemption(L.Callback):
         self.loaded = checkpoint.get("preemption", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Until here there was nothing that a checkpoint could hold.
+        # Before this there was nothing that a checkpoint could hold.
         signals.save_at_interrupt(says=trainer.is_global_zero)
         loaded, self.loaded = self.loaded, {}
         if not loaded:

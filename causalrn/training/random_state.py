@@ -27,7 +27,7 @@ def gather_random_states(group: dist.ProcessGroup | None) -> list[RandomState]:
     """The states of all ranks; every rank must call it. Without a group, the state of this process."""
     if group is None:
         return [random_state()]
-    # As arrays: torch 2.13 cannot read back a pickled tensor of bytes.
+    # They travel as arrays: torch 2.13 cannot read back a pickled tensor of bytes.
     state = {name: as_array(value) for name, value in random_state().items()}
     states: list[Any] = [None] * group.size()
     dist.all_gather_object(states, state, group=group)

@@ -1,4 +1,4 @@
-"""Where a run comes from: --resume, --init_from, and the same command started again."""
+"""Decides what a run begins with: --resume, --init_from, or the same command started again."""
 
 import json
 import os
@@ -22,9 +22,9 @@ ORIGIN = "origin.json"
 # Arguments of one start: a config that holds them would send the next start elsewhere.
 OF_A_START = ("resume", "init_from")
 CONFIG_FLAGS = ("--config", "-c")
-# Set for each process by Lightning and torchrun, by torchrun, and by srun.
+# Lightning and torchrun, torchrun alone, and srun set these for each process.
 RANK_VARIABLES = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
-# How often SLURM, and torchrun, have started this job again.
+# SLURM and torchrun count in these how often they have started this job again.
 RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
@@ -45,7 +45,7 @@ class Start:
     origin: dict[str, str] | None = None
 
     def __str__(self) -> str:
-        """What the run begins with; equal on ranks that agree, wherever each of them has mounted the folder."""
+        """Names what the run begins with; ranks that agree give the same name, wherever each has mounted the folder."""
         if self.checkpoint is not None:
             return self.checkpoint.name
         return f"the weights of {self.weights.name}" if self.weights is not None else "fresh weights"
@@ -151,7 +151,7 @@ def with_base_config(arguments: list[str]) -> list[str]:
 
 
 def flag_values(arguments: list[str], *flags: str) -> list[str]:
-    """What a command line gives a flag, which may go by several names."""
+    """The values that a command line gives a flag, which may go by several names."""
     values = []
     for argument, following in pairwise([*arguments, None]):
         assert argument is not None
@@ -239,7 +239,7 @@ def comes_from(run_dir: Path, origin: dict[str, str]) -> bool:
 
 
 def read_origin(run_dir: Path) -> dict[str, str]:
-    """What `Start.note_origin` left, if anything."""
+    """The origin that `Start.note_origin` left, if any."""
     try:
         return json.loads((run_dir / ORIGIN).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run leaves behind to be understood later: where it came from, its curves, its final numbers."""
+"""A run leaves behind where it came from, its config in every checkpoint, and its curves."""
 
 import platform
 from pathlib import Path
@@ -27,7 +27,7 @@ class RunFolder(L.Callback):
         self.config = config
         self.begins_with = begins_with
         self.started_in = str(Path.cwd())
-        # Of the first rank alone; on others no start begins.
+        # Only the first rank begins a start and writes.
         self.history = History(run_dir)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

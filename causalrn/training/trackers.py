@@ -14,7 +14,7 @@ from causalrn.system import optional_module, write_json
 
 
 class TrackerNotes:
-    """What a run folder remembers of a tracker: the run's id there, and the last step sent of each metric.
+    """The run folder's notes on a tracker: the run's id there, and the last step sent of each metric.
 
     Args:
         path: JSON file in the run folder.
@@ -48,7 +48,7 @@ class TrackerNotes:
 
 
 class Tracked(Logger):
-    """What the trackers share: they are told their run before anything is logged, and send each step once."""
+    """Base of the trackers, which are told their run before anything is logged, and send each step once."""
 
     notes: TrackerNotes | None = None
     config: dict[str, Any]
@@ -68,7 +68,7 @@ class Tracked(Logger):
         if fresh := self.notes.unsent(metrics, step):
             if not self.notes.path.exists():
                 self.send_config()
-            # That of Lightning's logger, the other base of each class.
+            # Lightning's logger is the other base of each class.
             super().log_metrics(dict(fresh), step)
             self.notes.save()
 

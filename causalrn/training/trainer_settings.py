@@ -38,7 +38,7 @@ RANGES = {
     "val_check_interval": "(0, inf)",
 }
 
-# What they set instead of the config, so that the run folder would tell of another run.
+# Each sets this key behind the config, so that the run folder would tell of another run.
 BESIDE_THE_CONFIG = {
     BatchSizeFinder: "data.init_args.batch_size",
     GradientAccumulationScheduler: "trainer.accumulate_grad_batches",
@@ -115,7 +115,7 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """What the Trainer takes as one object or several."""
+    """A setting that the Trainer takes as one object or as several."""
     return [] if value is None else [*value] if isinstance(value, list | tuple) else [value]
 
 
@@ -172,7 +172,7 @@ def check_trainer(trainer: L.Trainer, module: LanguageModelModule, data: Any) ->
         monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in (*names, *training, "epoch", "step") or monitor.startswith("lr-"):
             continue
-        # At other lengths than those of the validation sets names go on.
+        # At lengths other than those of the validation sets the names end in the length.
         ladder = any(isinstance(one, LengthExtrapolation) for one in callbacks)
         if not (ladder and monitor.startswith("val/") and monitor.count("/") > 1):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""When a run is saved: after each validation and at its end, the newest two kept; a config's own ModelCheckpoints beside that."""
+"""A run is saved after each validation and at its end, and the newest two are kept; a config may add ModelCheckpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def settle(callback: ModelCheckpoint) -> None:
     if callback.filename is None:
         prefix = (callback.monitor or "model").replace("/", "_")
         callback.filename = f"{prefix}-{{epoch}}-{{step}}"
-    # Where nothing else is saved into a folder of its own, `last.ckpt` is a file.
+    # In a folder of its own with save_top_k 0 nothing else is saved, and `last.ckpt` is a file.
     if callback.save_top_k != 0 or callback.dirpath is None:
         callback.save_last = None
 

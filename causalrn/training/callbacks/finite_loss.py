@@ -1,4 +1,4 @@
-"""What happens to a step whose loss is NaN, infinite or too large: the run stops, or the step is left out."""
+"""A step whose loss is NaN, infinite or too large stops the run, or is left out."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class FiniteLoss(L.Callback):
         self.max_loss = max_loss
         self.every_n_batches = every_n_batches
         self.skipped = 0
-        # Of the batches that make up one optimizer step.
+        # Those of the batches that make up one optimizer step.
         self.losses: list[torch.Tensor] = []
         self.batches: list[Any] = []
 
@@ -127,7 +127,7 @@ class FiniteLoss(L.Callback):
                 "gradient_norms": {name: grad.norm() for name, grad in gradients.items()},
                 # Sharding replaces the classes that a description names: a module may have kept one.
                 "network": getattr(pl_module, "description", None) or describe(pl_module.network),  # pyright: ignore[reportArgumentType]
-                # Parts of sharded weights would need their process group to be read.
+                # Shards could be read only with their process group.
                 "state_dict": {} if sharded else pl_module.state_dict(),
             },
             path,

@@ -61,7 +61,7 @@ class LengthExtrapolation(L.Callback):
         self.bounds = Bounds(samples, tokens_per_batch, max_seconds=max_seconds)
         self.last_step = 0
         self.ladder: Ladder | None = None
-        # Of the weights that `ladder` belongs to.
+        # Tells the weights that `ladder` was measured with.
         self.fingerprint: tuple[int, ...] = ()
         self.said: set[str] = set()
 
@@ -90,13 +90,13 @@ class LengthExtrapolation(L.Callback):
         self.last_step = step
         names = getattr(datamodule_of(trainer), "val_names", [])
         for name, value in ladder.metrics(self.context(trainer)).items():
-            # What the DataModule validates on under the same name has been logged under it.
+            # A validation set of the same name has been logged under it already.
             if name.rpartition("/")[2] not in names or len(names) == 1 or "/first_error/" in name:
                 # Every rank holds the same value already; sync_dist says so to Lightning.
                 pl_module.log(name, value, sync_dist=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # For a run that no validation closes; one that does finds the weights unchanged.
+        # Some runs end without a validation; where one follows, it finds the weights unchanged and measures nothing.
         self.measure(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Ladder:

@@ -31,7 +31,7 @@ class Norms(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         named = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
         self.parameters = list(named.values())
-        # Those of ZeRO-3 are gathered by their layers alone, and whole by chance, as after a resume.
+        # Under ZeRO-3 only the layers gather parameters; that they are whole here would be chance, as after a resume.
         self.whole = not any(hasattr(parameter, "ds_id") for parameter in self.parameters)
         self.blocks = list(dict.fromkeys(block_of(name) for name in named))
         indices = [self.blocks.index(block_of(name)) for name in named]
@@ -42,7 +42,7 @@ class Norms(L.Callback):
         if not is_log_step(trainer, trainer.global_step + 1):
             return
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        # Where gradients are clipped, their norm is known and logged there.
+        # The module logs the norm where it clips gradients.
         if gradients and not trainer.gradient_clip_val:
             self.found["train/grad_norm"] = torch.linalg.vector_norm(norms(gradients))[None]
         if self.whole:
@@ -73,7 +73,7 @@ class Norms(L.Callback):
 
 
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
-    """Euclidean norm of each tensor, in float32 at least; of the whole where ranks hold shards."""
+    """Euclidean norm of each tensor, in float32 at least. Where ranks hold shards it is that of the whole tensor."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     # The dtype of the norm itself would do, but torch 2.14 has no rule for that on sharded tensors.
     found = [torch.linalg.vector_norm(one.to(dtype)) for one in tensors]

@@ -1,4 +1,4 @@
-"""What would fail on every rank after minutes of starting, said in one line before anything is started."""
+"""Checks that save minutes: what would fail on every rank is one line before anything is started."""
 
 from pathlib import Path
 from typing import Any
