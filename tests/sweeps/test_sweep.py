@@ -247,7 +247,7 @@ def test_a_sweep_survives_a_kill(
     folder = SweepFolder(tmp_path / "out")
     process = start(path)
     wait_for((folder.run_dir(point) / "waiting").exists, process)
-    assert "runs already" in error_of(sweep.main, ["--config", str(path)], capsys)
+    assert "is in use by process" in error_of(sweep.main, ["--config", str(path)], capsys)
     process.send_signal(number)
     process.communicate(timeout=300)
     assert process.returncode == (130 if number == signal.SIGTERM else -number)

@@ -72,10 +72,10 @@ class LengthExtrapolation(L.Callback):
         self.last_step = state_dict["last_step"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data = datamodule_of(trainer)
-        if not all(hasattr(data, name) for name in ("training_lengths", "positions", "length_loader")):
+        self.data: Any = getattr(trainer, "datamodule", None)
+        if not all(hasattr(self.data, name) for name in ("training_lengths", "positions", "length_loader")):
             raise ValueError(
-                f"{type(self).__name__} needs a DataModule with samples of any length: got {type(data).__name__}"
+                f"{type(self).__name__} needs a DataModule with samples of any length: got {type(self.data).__name__}"
             )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,8 +88,8 @@ class LengthExtrapolation(L.Callback):
                 return
         ladder = self.measure(trainer, pl_module)
         self.last_step = step
-        names = getattr(datamodule_of(trainer), "val_names", [])
-        for name, value in ladder.metrics(self.context(trainer)).items():
+        names = getattr(self.data, "val_names", [])
+        for name, value in ladder.metrics(self.context).items():
             # A validation set of the same name has been logged under it already.
             if name.rpartition("/")[2] not in names or len(names) == 1 or "/first_error/" in name:
                 # Every rank holds the same value already; sync_dist says so to Lightning.
@@ -106,12 +106,11 @@ class LengthExtrapolation(L.Callback):
         fingerprint = (trainer.global_step, *(parameter._version for parameter in network.parameters()))
         if self.ladder is not None and fingerprint == self.fingerprint:
             return self.ladder
-        data = datamodule_of(trainer)
         training = network.training
         self.ladder = climb(
             network.eval(),
-            data,
-            powers_of_two(data, self.factor) if self.lengths is None else self.lengths,
+            self.data,
+            powers_of_two(self.data, self.factor) if self.lengths is None else self.lengths,
             self.bounds,
             device=pl_module.device,
             context=trainer.precision_plugin.val_step_context,
@@ -130,25 +129,17 @@ class LengthExtrapolation(L.Callback):
             warnings.warn(f"{type(self).__name__}: {ladder.ended}", stacklevel=2)
         if not ladder.rungs:
             return
-        folder, context = run_folder(trainer), self.context(trainer)
+        folder, context = Path(trainer.default_root_dir), self.context
         folder.mkdir(parents=True, exist_ok=True)
         step = trainer.global_step
         before = read_table(folder / TABLE) if (folder / TABLE).exists() else []
         # A resumed run measures its steps anew.
         before = [row for row in before if int(row["step"]) < step]
         write_table(folder / TABLE, before + table_rows(ladder, step, context))
-        trained = datamodule_of(trainer).training_lengths
-        draw_ladder(folder / PICTURE, ladder, trained, f"{folder.name}, step {step}", context)
+        title = f"{folder.name}, step {step}"
+        draw_ladder(folder / PICTURE, ladder, self.data.training_lengths, title, context)
 
-    def context(self, trainer: L.Trainer) -> int | None:
+    @property
+    def context(self) -> int | None:
         """The training context of text, None for a task."""
-        data = datamodule_of(trainer)
-        return data.training_lengths[1] if is_text(data) else None
-
-
-def datamodule_of(trainer: L.Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
-
-
-def run_folder(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir)
+        return self.data.training_lengths[1] if is_text(self.data) else None
