@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -87,6 +88,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
+        self.began_seconds = time.monotonic()
         self.arguments = upgraded_arguments(respelled(sys.argv[1:] if args is None else args, "-", "_"))
         quiet_libraries()
         super().__init__(
@@ -183,7 +185,7 @@ class CLI(LightningCLI):
     def callbacks(self, given: list[Callback]) -> list[Callback]:
         """The config's own callbacks, and the default ones; a config's own of a kind takes a default one's place."""
         defaults = [
-            RunFolder(self.start.run_dir, self.resolved, str(self.start)),
+            RunFolder(self.start.run_dir, self.resolved, str(self.start), self.began_seconds),
             *(self.config_init[name] for name in DEFAULT_CALLBACKS),
             ConfiguredValues(),
             ResumedLoops(),

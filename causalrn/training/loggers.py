@@ -9,7 +9,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
-from causalrn.system import check_range, replacing
+from causalrn.system import replacing
 
 
 class MetricsCSV(Logger):
@@ -21,18 +21,15 @@ class MetricsCSV(Logger):
     Args:
         save_dir: folder of the file; the run folder.
         first_step: the step that the run goes on from.
-        flush_every_n_rows: rows held back in memory before they are written.
     """
 
-    def __init__(self, save_dir: str, first_step: int = 0, flush_every_n_rows: int = 20) -> None:
+    def __init__(self, save_dir: str, first_step: int = 0) -> None:
         super().__init__()
-        check_range(self, "[1, inf)", flush_every_n_rows=flush_every_n_rows)
         self.path = Path(save_dir) / "metrics.csv"
         self.first_step = first_step
-        self.flush_every_n_rows = flush_every_n_rows
         self.columns: list[str] = []
-        # Rows not written yet; the last one may still grow, since training and validation log apart.
-        self.pending: list[dict[str, Any]] = []
+        # The row that is not written yet: it may still grow, since training and validation log apart.
+        self.pending: dict[str, Any] | None = None
         # The step of the last row in the file.
         self.written_step: float | None = None
 
@@ -62,28 +59,21 @@ class MetricsCSV(Logger):
         assert step is not None, "Lightning passes the step"
         if not self.columns:
             self._keep_earlier_rows()
-        if not self.pending and step == self.written_step:
+        if self.pending is None and step == self.written_step:
             # A run that was preempted in a validation has logged the training of that step, and logs the rest now.
             *rows, last = read_metrics(self.path)
             self._replace([*rows, {**last, **metrics}])
             return
-        if not self.pending or self.pending[-1]["step"] != step:
-            if len(self.pending) >= self.flush_every_n_rows:
-                self._write(self.pending)
-                self.pending = []
-            self.pending.append({"step": step})
-        self.pending[-1].update(metrics)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Writes all rows but the one that may still grow."""
-        self._write(self.pending[:-1])
-        self.pending = self.pending[-1:]
+        if self.pending is not None and self.pending["step"] != step:
+            self._write(self.pending)
+            self.pending = None
+        self.pending = {**(self.pending or {"step": step}), **metrics}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._write(self.pending)
-        self.pending = []
+        if self.pending is not None:
+            self._write(self.pending)
+            self.pending = None
 
     def _keep_earlier_rows(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,17 +81,13 @@ class MetricsCSV(Logger):
         self.columns = ["step"]
         self._replace([row for row in rows if row["step"] < self.first_step])
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        if not rows:
-            return
-        if new := sorted({key for row in rows for key in row} - set(self.columns)):
-            previous = read_metrics(self.path)
-            self.columns += new
-            self._replace(previous + rows)
+    def _write(self, row: dict[str, Any]) -> None:
+        if row.keys() - set(self.columns):
+            self._replace([*read_metrics(self.path), row])
             return
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerows(rows)
-        self.written_step = rows[-1]["step"]
+            csv.DictWriter(file, self.columns).writerow(row)
+        self.written_step = row["step"]
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         """Rewrites the file in one step, so that a kill leaves the old one or the new one."""

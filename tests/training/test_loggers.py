@@ -18,7 +18,7 @@ def test_metrics_of_one_step_share_a_row(tmp_path: Path) -> None:
 
 
 def test_a_new_column_keeps_the_rows_written_before(tmp_path: Path) -> None:
-    logger = MetricsCSV(str(tmp_path), flush_every_n_rows=2)
+    logger = MetricsCSV(str(tmp_path))
     for step in range(7):
         logger.log_metrics({"train/loss": float(step)}, step)
     logger.log_metrics({"val/loss": 9.0}, 7)
