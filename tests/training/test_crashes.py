@@ -3,8 +3,8 @@
 import contextlib
 import os
 import re
+import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,6 @@ def test_killed_ranks_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -
     assert codes[5][0] == -9
     for number, name in ((2, "one"), (4, "all"), (6, "write")):
         assert codes[number] == [0, 0], ends[number]["output"]
-        # The lock of a process that was killed; one that failed has removed its own.
-        assert ("is taken over: process" in ends[number]["output"]) == (name != "one")
         same_weights(tmp_path / "whole", tmp_path / name)
         rows = read_metrics(tmp_path / name / "metrics.csv")
         assert [row["step"] for row in rows] == [*range(12), 12]
@@ -118,15 +116,24 @@ def fit_in(run_dir: Path, config: Path, *arguments: str) -> None:
     fit.main(["--config", str(config), "--run_dir", str(run_dir), *arguments])
 
 
-def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path: Path, config: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit_in(folder / "run", write_config(folder / "config.yaml", strategy="auto", devices=1))
+    return folder / "run"
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, config: Path, whole: Path
+) -> None:
     fit_in(tmp_path / "run", config)
-    fit_in(tmp_path / "whole", config)
     newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert newest is not None
     os.truncate(newest, newest.stat().st_size - 100)
     with pytest.warns(UserWarning, match=f"checkpoint {newest} is passed over: .* truncated"):
         fit.main(["--resume", str(tmp_path / "run")])
-    same_weights(tmp_path / "whole", tmp_path / "run")
+    same_weights(whole, tmp_path / "run")
 
 
 def test_a_folder_that_lost_a_file_is_passed_over(tmp_path: Path) -> None:
@@ -157,10 +164,9 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(
-    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, config: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit_in(tmp_path / "whole", config)
-    size = (tmp_path / "whole" / "checkpoints" / "last.ckpt").stat().st_size
+    size = (whole / "checkpoints" / "last.ckpt").stat().st_size
     with small_disk(tmp_path / "run" / "checkpoints", 3 * size // 2048) as folder:
         capsys.readouterr()
         arguments = ["--config", str(config), "--run_dir", str(tmp_path / "run")]
@@ -174,19 +180,17 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         assert (folder / "last.ckpt").resolve() == kept
         subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
         fit.main(["--resume", str(tmp_path / "run")])
-        same_weights(tmp_path / "whole", tmp_path / "run")
+        same_weights(whole, tmp_path / "run")
 
 
 def test_a_file_size_limit_is_a_full_disk_too(tmp_path: Path) -> None:
-    code = (
-        "import resource, sys, torch; from pathlib import Path; from causalrn.training.checkpoint_io import write_file\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: write_file({'weights': torch.ones(100_000)}, Path(sys.argv[1]))\n"
-        "except OSError as error: print(error)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "a.ckpt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert f"checkpoint {tmp_path / 'a.ckpt'} was not written" in done.stdout
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="a.ckpt was not written .*bytes are free"):
+            write_file({"weights": torch.ones(100_000)}, tmp_path / "a.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
