@@ -1,6 +1,7 @@
 """Finds the config files that commands and sweeps name: in the working folder, or else among those that ship."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def check_sections(path: Path, content: Any) -> None:
         named = isinstance(content.get(name), str) and name != "trainer"
         if name in content and not named and not isinstance(content[name], dict):
             raise ValueError(f"config {path}: {name} must be a mapping: got {content[name]!r}")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is none, or where a kill has torn it."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The starts of a run, in its environment.json: when, where, with what, from which step to which, and for how long."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from causalrn.training.config_files import read_mapping
 
 NAME = "environment.json"
 # These entries of a start tell its progress; the others are its environment.
@@ -41,12 +42,3 @@ def starts_of(environment: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(starts, list):
         return [start for start in starts if isinstance(start, dict)]
     return [environment] if environment else []
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where it is missing, or where a former version was killed as it wrote it."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,6 +1,5 @@
 """Decides what a run begins with: --resume, --init_from, or the same command started again."""
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import yaml
 from causalrn.system import write_json
 from causalrn.training.checkpoint import named_checkpoint, newest_checkpoint, progress, read_training
 from causalrn.training.checkpoint_io import PREEMPTED
+from causalrn.training.config_files import read_mapping
 from causalrn.training.consolidate import is_sharded
 
 # The first process of a run names the folder for the ranks that it starts, beside its own number: whatever else
@@ -54,7 +54,7 @@ class Start:
         """Leaves in the run folder where the run comes from."""
         path = self.run_dir / ORIGIN
         # A new run has no past, whatever a start that failed has left here.
-        noted = (read_origin(self.run_dir) if self.checkpoint else {}) | (self.origin or {})
+        noted = (read_mapping(self.run_dir / ORIGIN) if self.checkpoint else {}) | (self.origin or {})
         if not noted:
             path.unlink(missing_ok=True)
         else:
@@ -235,15 +235,7 @@ def origin_of(flag: str, target: str) -> dict[str, str]:
 
 def comes_from(run_dir: Path, origin: dict[str, str]) -> bool:
     """Whether the run of a folder was begun by a command that says so."""
-    return origin.items() <= read_origin(run_dir).items()
-
-
-def read_origin(run_dir: Path) -> dict[str, str]:
-    """The origin that `Start.note_origin` left, if any."""
-    try:
-        return json.loads((run_dir / ORIGIN).read_text())
-    except (OSError, ValueError):
-        return {}
+    return origin.items() <= read_mapping(run_dir / ORIGIN).items()
 
 
 def first_process() -> bool:
