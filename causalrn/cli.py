@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,11 +39,17 @@ from causalrn.training.data_folders import STARTED_IN, placed_folders
 from causalrn.training.former import upgraded_arguments
 from causalrn.training.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.training.module import LanguageModelModule
-from causalrn.training.resume import OF_A_START, flag_value, name_for_children, plan_start, with_base_config
-from causalrn.training.starts import first_process
-from causalrn.training.trackers import MLflowRun, WandbRun
+from causalrn.training.resume import (
+    OF_A_START,
+    first_process,
+    flag_value,
+    name_for_children,
+    plan_start,
+    with_base_config,
+)
+from causalrn.training.trackers import Tracked
 from causalrn.training.trainer import Trainer
-from causalrn.training.trainer_settings import as_list, make_profiler, warn_without_effect
+from causalrn.training.trainer_settings import as_list, check_settings, make_profiler, warn_without_effect
 
 # Each has flags of its own, as --heartbeat.timeout_seconds 600.
 DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
@@ -81,6 +88,7 @@ class CLI(LightningCLI):
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
+        self.began_seconds = time.monotonic()
         self.arguments = upgraded_arguments(respelled(sys.argv[1:] if args is None else args, "-", "_"))
         quiet_libraries()
         super().__init__(
@@ -130,11 +138,11 @@ class CLI(LightningCLI):
         """Begins the run: decides where it starts from, holds its folder and builds its objects."""
         self.start = plan_start(self.arguments, self.config["run_dir"])
         with hold(self.start.run_dir) if first_process() else nullcontext():
-            if self.start.checkpoint is not None:
-                settings = self.config["data"].get("init_args", {})
-                started_in = read_head(self.start.checkpoint).get(STARTED_IN)
-                for name, folder in placed_folders(settings, started_in).items():
-                    settings[name] = folder
+            before = read_head(self.start.checkpoint) if self.start.checkpoint is not None else {}
+            self.first_step = before.get("global_step", 0)
+            settings = self.config["data"].get("init_args", {})
+            for name, folder in placed_folders(settings, before.get(STARTED_IN)).items():
+                settings[name] = folder
             name_for_children(self.start.run_dir)
             self.config["run_dir"] = str(self.start.run_dir)
             self.leave_aside_arguments_of_a_start()
@@ -156,13 +164,15 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with the run's loggers, the default callbacks that the config does not replace, and no requeueing
         but ours."""
+        # Once more as plain data: objects that were built from it do not tell all of their arguments.
+        check_settings(self.resolved["trainer"])
         settings = self.config_init["trainer"]
         if first_process():
             warn_without_effect(settings)
         run_dir = self.start.run_dir
         trainer = super().instantiate_trainer(
             **kwargs,
-            logger=run_loggers(run_dir, self.resolved, as_list(settings["logger"])),
+            logger=run_loggers(run_dir, self.first_step, self.resolved, as_list(settings["logger"])),
             default_root_dir=str(run_dir.absolute()),
             profiler=make_profiler(settings["profiler"], run_dir),
             callbacks=self.callbacks(as_list(settings["callbacks"])),
@@ -175,7 +185,7 @@ class CLI(LightningCLI):
     def callbacks(self, given: list[Callback]) -> list[Callback]:
         """The config's own callbacks, and the default ones; a config's own of a kind takes a default one's place."""
         defaults = [
-            RunFolder(self.start.run_dir, self.resolved, str(self.start)),
+            RunFolder(self.start.run_dir, self.resolved, str(self.start), self.began_seconds),
             *(self.config_init[name] for name in DEFAULT_CALLBACKS),
             ConfiguredValues(),
             ResumedLoops(),
@@ -189,16 +199,16 @@ class CLI(LightningCLI):
         return [*given, *(one for kind, one in kinds.items() if not any(isinstance(g, kind) for g in given))]
 
 
-def run_loggers(run_dir: Path, config: dict[str, Any], others: list[Any]) -> list[Any]:
+def run_loggers(run_dir: Path, first_step: int, config: dict[str, Any], others: list[Any]) -> list[Any]:
     """The run folder's own loggers and those of the config, of which a tracker is told its run."""
     # A resumed run knows its checkpoints by their absolute paths.
     folder = str(run_dir.absolute())
     # true and false are Lightning's own logger, or none.
     others = [logger for logger in others if not isinstance(logger, bool)]
     for logger in others:
-        if isinstance(logger, WandbRun | MLflowRun):
+        if isinstance(logger, Tracked):
             logger.use_run(run_dir, config)
-    return [MetricsCSV(folder), TensorBoardEvents(folder), *others]
+    return [MetricsCSV(folder, first_step), TensorBoardEvents(folder, first_step), *others]
 
 
 def cluster_plugins(plugins: list[Any]) -> list[Any]:

@@ -1,7 +1,6 @@
 """Trains a model as a config says: `python -m causalrn.fit --config CONFIG [--config OVERLAY ...]`."""
 
 import contextlib
-import time
 
 from causalrn.training import signals
 
@@ -17,22 +16,20 @@ from causalrn.cli import CLI
 from causalrn.reporting.terminal import print_results
 from causalrn.system import write_json
 from causalrn.training.allocator import keep_freed_memory
-from causalrn.training.callbacks import Preempted, RunFolder
+from causalrn.training.callbacks import Preempted
 from causalrn.training.changes import check_continues, load_weights
-from causalrn.training.checkpoint import PREEMPTED, progress
+from causalrn.training.checkpoint import progress
+from causalrn.training.checkpoint_io import PREEMPTED
 from causalrn.training.errors import run_command
-from causalrn.training.history import History
+from causalrn.training.history import costs
+from causalrn.training.resume import first_process
 from causalrn.training.run_folder import draw_curves
-from causalrn.training.starts import first_process
 from causalrn.training.strategies import check_run
 from causalrn.training.trainer_settings import check_trainer
 
 
 def main(args: list[str] | None = None) -> None:
-    start = time.monotonic()
     with signals.listening(), CLI(args).open() as cli:
-        history = next(one.history for one in cli.trainer.callbacks if isinstance(one, RunFolder))  # pyright: ignore[reportAttributeAccessIssue]
-        history.began_seconds = start
         check_run(cli.trainer, cli.datamodule, cli.start.checkpoint)
         check_trainer(cli.trainer, cli.model, cli.datamodule)
         begin(cli)
@@ -42,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
         except Preempted as preempted:
             exit_code = preempted.exit_code
         else:
-            finish(cli, history)
+            finish(cli)
             exit_code = 0
         if torch.distributed.is_initialized():
             # Left to the interpreter's exit, a rank that ends late can abort a run that is done.
@@ -70,17 +67,16 @@ def begin(cli: CLI) -> None:
 
 
 @rank_zero_only
-def finish(cli: CLI, history: History) -> None:
+def finish(cli: CLI) -> None:
     """Leaves the curves and the final numbers in the run folder, and shows them."""
     results = {
         name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")
     }
     baselines = getattr(cli.datamodule, "baselines", dict)()
-    history.update(cli.trainer.global_step)
-    costs = history.costs()
+    spent = costs(cli.start.run_dir)
     record = {
         "step": cli.trainer.global_step,
-        **costs,
+        **spent,
         "metrics": results,
         **({"baselines": baselines} if baselines else {}),
     }
@@ -93,9 +89,9 @@ def finish(cli: CLI, history: History) -> None:
         if link.is_symlink():
             link.unlink()
     print_results(results, baselines)
-    of_them = f" ({costs['starts']} starts, the last one {costs['seconds_of_last_start']} s)"
+    of_them = f" ({spent['starts']} starts, the last one {spent['seconds_of_last_start']} s)"
     print(
-        f"{cli.trainer.global_step} steps in {costs['seconds']} s{of_them if costs['starts'] > 1 else ''}; "
+        f"{cli.trainer.global_step} steps in {spent['seconds']} s{of_them if spent['starts'] > 1 else ''}; "
         f"everything is in {cli.start.run_dir}"
     )
 

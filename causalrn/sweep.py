@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
 def choose_points(
     sweep: Sweep, folder: SweepFolder, only: Sequence[str] | None, retry_failed: bool
 ) -> list[Point]:
-    """What is to be run: unfinished points, and failed ones where they are asked for.
+    """The points to run: unfinished ones, and failed ones where they are asked for.
 
     Raises:
         ValueError: a pattern of --only that names no point.

@@ -1,4 +1,4 @@
-"""What can be said of a run before it is queued: its config is read as the run will read it, and held against its ranks."""
+"""Checks a run before it is queued: its config is read as the run will read it, and held against its ranks."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is submitted: the resources of a job and the command it runs, as lines for sbatch or torchrun."""
+"""The resources of a job and the command it runs, as lines for sbatch or torchrun."""
 
 import re
 import shlex

@@ -30,7 +30,6 @@ from causalrn.models import describe
 from causalrn.training import checkpoint_io, signals
 from causalrn.training import trainer as trainer_module
 from causalrn.training.callbacks import FiniteLoss
-from causalrn.training.checkpoint import files_of
 from causalrn.training.errors import run_command
 from causalrn.training.module import LanguageModelModule
 from tests import ROOT
@@ -118,7 +117,7 @@ def wait_without_handlers() -> None:
 
 def die_in_the_middle(temporary: Path, path: Path, resumable: bool = True) -> None:
     """In place of `commit`: what a kill leaves that comes before the last bytes."""
-    file = max(files_of(temporary), key=lambda file: file.stat().st_size)
+    file = max(checkpoint_io.files_of(temporary), key=lambda file: file.stat().st_size)
     os.truncate(file, file.stat().st_size // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -34,7 +34,6 @@ from causalrn.models import (
 from causalrn.models.decoding import Sampling
 from causalrn.system import check_range
 from causalrn.training.callbacks import FiniteLoss, Heartbeat, PlainProgress, SampleText
-from causalrn.training.loggers import MetricsCSV
 from causalrn.training.module import LanguageModelModule
 from causalrn.training.trainer import Trainer
 from datamodules.prepare.packing import PackSettings
@@ -130,7 +129,6 @@ def test_intervals_hold_their_ends_or_do_not(
         (partial(SampleText, "The "), {"n_tokens": 0}, "at least 1"),
         (partial(SampleText, "The "), {"temperature": -1.0}, "at least 0"),
         (partial(SampleText, "The "), {"top_k": 0}, "at least 1"),
-        (partial(MetricsCSV, "run"), {"flush_every_n_rows": 0}, "at least 1"),
         (Sampling, {"top_p": 0.0}, r"in \(0, 1\]"),
         (Sampling, {"repetition_penalty": 0.0}, "above 0"),
         (CopyDataModule, {"batch_size": 0}, "at least 1"),

@@ -49,7 +49,8 @@ class Block(nn.Module):
         cache = self.mixer.init_cache(batch_size, cache_dtype=cache_dtype, capacity=capacity)
         if self.short_convolution is None:
             return cache
-        device = next(self.mixer.parameters()).device
+        # Weights that are stored for decoding are buffers.
+        device = next(iter(self.mixer.state_dict().values())).device
         before = self.short_convolution.kernel_size - 1
         return torch.zeros(batch_size, before, self.mixer.d_model, device=device), cache
 

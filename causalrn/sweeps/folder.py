@@ -1,7 +1,5 @@
 """The folder of a sweep: which points are finished, which can resume, which failed, and who works on them."""
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +7,7 @@ from typing import Any, Literal
 from causalrn.cli import run_lock
 from causalrn.sweeps.grid import Point
 from causalrn.system import Lock, is_locked, write_json
+from causalrn.training.config_files import read_mapping
 
 State = Literal["new", "half-written", "unfinished", "failed", "finished"]
 LAST_LINES = 8
@@ -60,7 +59,7 @@ class SweepFolder:
         )
 
     def arguments(self, point: Point) -> list[str]:
-        """What `causalrn.fit` is called with: to resume where there is a checkpoint, else to start.
+        """The arguments of `causalrn.fit`: it resumes where there is a checkpoint, and else starts.
 
         A run that was ended before its first checkpoint cannot resume; its folder is kept aside.
         """
@@ -85,11 +84,7 @@ class SweepFolder:
             ValueError: naming the first point that differs and in what.
         """
         path = self.notes / "settings.json"
-        known: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            # A torn file holds nothing that could differ.
-            with suppress(json.JSONDecodeError):
-                known = json.loads(path.read_text())
+        known: dict[str, dict[str, Any]] = read_mapping(path)
         for name, here in settings.items():
             there = known.get(name, {})
             # Another version of the code may know further settings.
@@ -121,12 +116,9 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """What a finished run wrote; None where there is nothing, or a kill tore it."""
-    try:
-        results = json.loads((run_dir / "results.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return results if isinstance(results, dict) and isinstance(results.get("metrics"), dict) else None
+    """The results that a finished run wrote; None where there are none, or a kill tore the file."""
+    results = read_mapping(run_dir / "results.json")
+    return results if isinstance(results.get("metrics"), dict) else None
 
 
 def last_lines(path: Path, count: int = LAST_LINES) -> str:

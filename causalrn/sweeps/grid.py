@@ -1,4 +1,4 @@
-"""What a sweep file says: its axes, and the points that they span, each with the arguments of an ordinary run."""
+"""Reads a sweep file: its axes, and the points that they span, each with the arguments of an ordinary run."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Goal:
-    """What counts as learned: the first step at which a metric reaches a value is a column of the table."""
+    """The value of a metric that counts as learned; the first step that reaches it is a column of the table."""
 
     metric: str
     at_least: float

@@ -15,7 +15,7 @@ from causalrn.sweeps.folder import SweepFolder, last_lines
 from causalrn.sweeps.grid import Point
 
 POLL_SECONDS = 0.3
-# How long a run may take to save itself when the sweep is stopped.
+# A run may take this long to save itself when the sweep is stopped.
 GRACE_SECONDS = 60.0
 
 
@@ -112,7 +112,7 @@ class LocalRunner:
         environment = dict(os.environ)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.jobs)))
-        # Were this process a rank of a run itself.
+        # The sweep itself may have been started as a rank.
         environment.pop("LOCAL_RANK", None)
         if self.jobs > 1 and (devices := visible_devices()):
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]

@@ -10,17 +10,18 @@ from jsonargparse import Namespace
 
 from causalrn.cli import CLI
 from causalrn.sweeps.grid import Sweep
+from causalrn.system import flatten
 from causalrn.training.errors import USER_ERRORS, one_line
-from causalrn.training.module import LanguageModelModule, logged_names
+from causalrn.training.module import LanguageModelModule, check_fits, logged_names
 from causalrn.training.trainer_settings import check_settings
 
-# What belongs to one run of a point, not to the point.
+# These belong to one run of a point, not to the point.
 OF_A_RUN = ("run_dir", "resume", "config")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a point would do.
+    """A point as it would run.
 
     Args:
         settings: every value of its resolved config, by dotted key.
@@ -52,7 +53,7 @@ def plan_points(sweep: Sweep) -> list[Plan]:
     plans = []
     parser = None
     for point in sweep.points:
-        # Of one process; the parser's own report of a mistake goes to the terminal.
+        # The parser prints its own report of a mistake to the terminal.
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:
                 if parser is None:
@@ -88,20 +89,13 @@ def build_objects(config: Namespace, instantiate: Any) -> tuple[LanguageModelMod
 
 
 def plan_point(config: Namespace, instantiate: Any) -> Plan:
-    settings = flat_settings(config)
     module, data = build_objects(config, instantiate)
     network = module.network
-    if data.vocab_size != network.vocab_size:
-        raise ValueError(
-            f"vocab_size of the model and of the data differ: {network.vocab_size}, {data.vocab_size}"
-        )
-    if network.max_length is not None and data.max_length > network.max_length:
-        raise ValueError(
-            f"a row of the data has {data.max_length} positions, and the model max_length={network.max_length}; "
-            "set model.init_args.network.init_args.max_length"
-        )
+    settings = {key: value for key, value in config.as_dict().items() if key not in OF_A_RUN}
+    plain = {key: as_plain(value) for key, value in flatten(settings).items()}
+    check_fits(network, data)
     return Plan(
-        settings=settings,
+        settings=plain,
         steps=max(0, config.trainer.max_steps),
         sequences=data.batch_size * config.trainer.accumulate_grad_batches,
         positions=data.max_length,
@@ -110,22 +104,5 @@ def plan_point(config: Namespace, instantiate: Any) -> Plan:
     )
 
 
-def flat_settings(config: Namespace) -> dict[str, Any]:
-    """Every plain value of a config by its dotted key."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in OF_A_RUN}
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-            for number, inner in enumerate(value):
-                walk(f"{prefix}.{number}", inner)
-        elif isinstance(value, str | int | float | bool | None):
-            flat[prefix] = value
-        else:
-            flat[prefix] = str(value)
-
-    walk("", plain)
-    return flat
+def as_plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -28,7 +28,7 @@ def write_script(
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name={sweep.path.stem}",
-        f"#SBATCH --array={ranges([point.index for point in points])}%{jobs}",
+        f"#SBATCH --array={','.join(str(point.index) for point in points)}%{jobs}",
         f"#SBATCH --output={folder.notes.absolute()}/logs/array-%A_%a.log",
         # A requeued task writes on where it was.
         "#SBATCH --open-mode=append",
@@ -42,14 +42,3 @@ def write_script(
     path.write_text("\n".join(lines) + "\n")
     path.chmod(0o755)
     return path
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as SLURM writes them: 0-3,5,7-8."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

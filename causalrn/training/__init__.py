@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# Where the public classes are. They are imported when they are used: signals.py must run before Lightning is imported.
+# The modules of the public classes. They are imported when they are used: signals.py must run before Lightning is
+# imported.
 _HOMES = {
     "LanguageModelModule": "module",
     "Trainer": "trainer",

@@ -1,4 +1,4 @@
-"""What a run takes from the checkpoint that it continues or begins from, and which of its settings may differ."""
+"""Compares a run with the checkpoint that it continues, and loads the weights of one that it begins with."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def check_data(data: Any, state: dict[str, Any] | None, remedy: str) -> None:
     try:
         data.identity()
     except (ValueError, OSError):
-        # Not downloaded or prepared yet: checked when the state is loaded.
+        # They are not downloaded or prepared yet; they are checked when the state is loaded.
         return
     try:
         data.check_identity(state)

@@ -1,33 +1,23 @@
 """Reading and writing self-describing checkpoints: the network is rebuilt from the file alone."""
 
-import json
-import os
-import pickle
-import shutil
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
 from causalrn.models import LanguageModel, build, describe, upgrade
-from causalrn.system import replacing
-from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, read_content, read_sharded
+from causalrn.system import flatten, replacing
+from causalrn.training.checkpoint_io import check_sizes, has_weights_alone
+from causalrn.training.consolidate import FSDP_META, ZERO_TAG, is_sharded, load, read_content, read_sharded
 from causalrn.training.former import former_tokenizer, upgraded
 
 # A LightningModule holds the network under this name.
 PREFIX = "network."
-# What a checkpoint is called until it is complete: no *.ckpt.
-PARTIAL = ".partial"
-# Begins the name of a checkpoint that the same command continues from when it is started again.
-PREEMPTED = "preempted-"
-# In a checkpoint that is a folder: the size of each of its files.
-SIZES = "sizes.json"
 
 
 class Content(TypedDict, total=False):
-    """What a checkpoint holds, whether it is one file or a folder of several ranks; `complete` writes it.
+    """The schema of checkpoints, whether one is a file or a folder of several ranks; `complete` writes it.
 
     The first two are in every checkpoint. Those of a training are Lightning's and ours; weights alone, and what
     causalrn.export makes of other programs' weights, lack some of them.
@@ -37,7 +27,7 @@ class Content(TypedDict, total=False):
     network: dict[str, Any]
     # Weights by their names in the LightningModule: `network.` and the name in the network.
     state_dict: dict[str, torch.Tensor]
-    # What token ids stand for: a tokenizer's description, or {"kind": "letters" or "numbers", ...} of a task.
+    # The meaning of token ids: a tokenizer's description, or {"kind": "letters" or "numbers", ...} of a task.
     tokenizer: dict[str, Any]
     # The resolved config of the run, and the folder that its relative paths are relative to.
     config: dict[str, Any]
@@ -82,11 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = named_checkpoint(path)
     if path.is_dir():
         return upgraded_checkpoint(read_sharded(path))
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint {path} is truncated or no checkpoint: {reason}") from error
+    checkpoint = load(path)
     if not isinstance(checkpoint, dict) or not {"network", "state_dict"} <= checkpoint.keys():
         raise ValueError(
             f"checkpoint {path} is of another program: want one with the keys network and state_dict"
@@ -95,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def upgraded_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a former version wrote, in the present form."""
+    """Brings the content that a former version wrote to the present form."""
     if "config" in checkpoint:
         checkpoint["config"] = upgraded(checkpoint["config"])
     checkpoint.setdefault("tokenizer", former_tokenizer(checkpoint))
@@ -130,10 +116,19 @@ def network_from(checkpoint: dict[str, Any], path: str | Path) -> LanguageModel:
 
 def check_same_network(path: str | Path, network: LanguageModel) -> None:
     """Raises a ValueError that names the settings in which a checkpoint's network differs from this one."""
-    there, here = (flatten(d) for d in (read_description(path), describe(network)))
+    there, here = (settings_of(description) for description in (read_description(path), describe(network)))
     if different := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
         values = "; ".join(f"{key} was {there.get(key)!r} and is {here.get(key)!r}" for key in different)
         raise ValueError(f"checkpoint {path} is of another model: {values}")
+
+
+def settings_of(description: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a description by their dotted names, with the class of each part."""
+    settings = {}
+    for key, value in flatten(description).items():
+        name = key.replace("init_args.", "").replace("class_path", "class")
+        settings[name] = value.rpartition(".")[2] if key.endswith("class_path") else value
+    return settings
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -147,7 +142,7 @@ def read_head(path: Path) -> dict[str, Any]:
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """What training added to a checkpoint, as `read_head`.
+    """The content of `read_head`, where a training can continue from it.
 
     Raises:
         FileNotFoundError, ValueError: see `read_checkpoint`; also a checkpoint that no training can continue from.
@@ -170,21 +165,6 @@ def progress(path: Path) -> tuple[int, bool]:
     return content["global_step"], not content.get("preemption", {}).get("validation_is_due", False)
 
 
-def flatten(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a description by their dotted names."""
-    flat = {f"{prefix}class": description["class_path"].rpartition(".")[2]}
-    for name, value in description["init_args"].items():
-        entries = dict(enumerate(value)) if isinstance(value, list) else {}
-        if isinstance(value, dict) and "class_path" in value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        elif any(isinstance(entry, dict) for entry in entries.values()):
-            for number, entry in entries.items():
-                flat |= flatten(entry, f"{prefix}{name}.{number}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def save_network(network: LanguageModel, path: str | Path, content: dict[str, Any] | None = None) -> None:
     """Writes a network as a checkpoint that `load_network` reads; replaces the file in one step.
 
@@ -200,65 +180,6 @@ def save_network(network: LanguageModel, path: str | Path, content: dict[str, An
     }
     with replacing(Path(path)) as temporary:
         torch.save(checkpoint, temporary)
-
-
-def partial_name(path: Path) -> Path:
-    """Where a checkpoint is written before it is complete; no reader looks there."""
-    return path.with_name(f"{path.name}{PARTIAL}")
-
-
-def commit(temporary: Path, path: Path, resumable: bool = True) -> None:
-    """Gives a written file or folder its name once all of it is on disk, and names it `last.ckpt` too.
-
-    What a preempted run left beside it is older then, and goes. Weights alone, from which no run can go on, get
-    their name and take nothing's place.
-    """
-    if temporary.is_dir():
-        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in files_of(temporary)}
-        (temporary / SIZES).write_text(json.dumps(sizes))
-    for file in files_of(temporary):
-        sync(file)
-    make_room(path, for_folder=temporary.is_dir())
-    os.replace(temporary, path)
-    link = path.with_name("last.ckpt")
-    if path != link and resumable:
-        new = partial_name(link)
-        new.unlink(missing_ok=True)
-        new.symlink_to(path.name)
-        make_room(link)
-        os.replace(new, link)
-    sync(path.parent)
-    if not resumable:
-        return
-    for old in path.parent.glob(f"{PREEMPTED}*.ckpt"):
-        if old != path:
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-
-
-def make_room(path: Path, for_folder: bool = False) -> None:
-    """Removes what a rename cannot replace: a folder, or where a folder takes its place, a link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif for_folder:
-        path.unlink(missing_ok=True)
-
-
-def has_weights_alone(checkpoint: dict[str, Any]) -> bool:
-    """Whether training saved it without the state of its optimizer, as `ModelCheckpoint(save_weights_only=True)` does."""
-    return "global_step" in checkpoint and "optimizer_states" not in checkpoint
-
-
-def files_of(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-
-
-def sync(path: Path) -> None:
-    """Returns when the file, or the names in the folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -296,11 +217,3 @@ def named_checkpoint(path: str | Path) -> Path:
             "checkpoint in checkpoints/ (a run)"
         )
     return newest
-
-
-def check_sizes(path: Path) -> None:
-    """Raises a ValueError where a file of a checkpoint that is a folder is missing or cut short."""
-    sizes = json.loads((path / SIZES).read_text()) if (path / SIZES).is_file() else {}
-    for name, size in sizes.items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise ValueError(f"{name} is missing or cut short")

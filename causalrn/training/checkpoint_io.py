@@ -1,5 +1,7 @@
-"""Writes checkpoint files in the background: complete under their name, or absent."""
+"""Writes checkpoints, single files in the background: complete under their name, or absent."""
 
+import json
+import os
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +13,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from causalrn.training.checkpoint import commit, has_weights_alone, partial_name
+# A checkpoint has this suffix until it is complete, so that its name is not *.ckpt.
+PARTIAL = ".partial"
+# The name of a checkpoint begins with this where the same command, started again, continues from it.
+PREEMPTED = "preempted-"
+# A file in a checkpoint that is a folder: the size of each of the other files.
+SIZES = "sizes.json"
 
 
 class BackgroundCheckpointIO(TorchCheckpointIO):
@@ -35,7 +42,7 @@ class BackgroundCheckpointIO(TorchCheckpointIO):
         self.wait()
         if self.failure is not None:
             warnings.warn(f"{self.failure}; training goes on", stacklevel=2)
-        # Before the copy is paid for: what can be refused at once must not come from a thread.
+        # A folder that cannot be made is refused here, before the copy is paid for, not by the thread.
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.executor = self.executor or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing = self.executor.submit(self.write, snapshot(checkpoint), Path(path))
@@ -109,3 +116,70 @@ def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:
         return copies[key]
 
     return apply_to_collection(checkpoint, Tensor, copy)
+
+
+def partial_name(path: Path) -> Path:
+    """Where a checkpoint is written before it is complete; no reader looks there."""
+    return path.with_name(f"{path.name}{PARTIAL}")
+
+
+def commit(temporary: Path, path: Path, resumable: bool = True) -> None:
+    """Gives a written file or folder its name once all of it is on disk, and names it `last.ckpt` too.
+
+    What a preempted run left beside it is older then, and goes. Weights alone, from which no run can go on, get
+    their name and take nothing's place.
+    """
+    if temporary.is_dir():
+        sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in files_of(temporary)}
+        (temporary / SIZES).write_text(json.dumps(sizes))
+    for file in files_of(temporary):
+        sync(file)
+    make_room(path, for_folder=temporary.is_dir())
+    os.replace(temporary, path)
+    link = path.with_name("last.ckpt")
+    if path != link and resumable:
+        new = partial_name(link)
+        new.unlink(missing_ok=True)
+        new.symlink_to(path.name)
+        make_room(link)
+        os.replace(new, link)
+    sync(path.parent)
+    if not resumable:
+        return
+    for old in path.parent.glob(f"{PREEMPTED}*.ckpt"):
+        if old != path:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+
+
+def make_room(path: Path, for_folder: bool = False) -> None:
+    """Removes a folder, which a rename cannot replace, or a link whose place a folder takes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif for_folder:
+        path.unlink(missing_ok=True)
+
+
+def has_weights_alone(checkpoint: dict[str, Any]) -> bool:
+    """Whether training saved it without the state of its optimizer, as `ModelCheckpoint(save_weights_only=True)` does."""
+    return "global_step" in checkpoint and "optimizer_states" not in checkpoint
+
+
+def files_of(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def sync(path: Path) -> None:
+    """Returns when the file, or the names in the folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_sizes(path: Path) -> None:
+    """Raises a ValueError where a file of a checkpoint that is a folder is missing or cut short."""
+    sizes = json.loads((path / SIZES).read_text()) if (path / SIZES).is_file() else {}
+    for name, size in sizes.items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise ValueError(f"{name} is missing or cut short")

@@ -1,6 +1,7 @@
 """Finds the config files that commands and sweeps name: in the working folder, or else among those that ship."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from causalrn.training.config_values import fill_in
 from causalrn.training.former import upgraded
 
-# How a config is named in a checkout's own folder.
+# The folder of configs in a checkout; their names may begin with it.
 CHECKOUT_FOLDER = "configs"
 # The values of these keys are mappings, or name a class; everything else of a config is a plain value.
 SECTIONS = ("trainer", "model", "data")
@@ -88,7 +89,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def read_config(path: Path, kind: str = "config") -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
         ValueError: it is no YAML; the message names the file as one of this kind.
@@ -112,6 +113,15 @@ def check_sections(path: Path, content: Any) -> None:
         named = isinstance(content.get(name), str) and name != "trainer"
         if name in content and not named and not isinstance(content[name], dict):
             raise ValueError(f"config {path}: {name} must be a mapping: got {content[name]!r}")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is none, or where a kill has torn it."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_mapping(text: str) -> bool:

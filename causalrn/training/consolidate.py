@@ -3,6 +3,7 @@
 import math
 import pickle
 import tempfile
+import zipfile
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 # The tag under which Lightning's DeepSpeed strategy saves, and the file beside FSDP's shards.
 ZERO_TAG, FSDP_META = "checkpoint", "meta.pt"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# What DeepSpeed adds to the training's own content.
+# Entries that DeepSpeed adds to the training's own content.
 ENGINE_KEYS = (
     *("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params"),
     *("frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names"),
@@ -53,7 +54,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """What training added to the weights: the network's description, the config, the data's position.
+    """Everything but weights and optimizer: the network's description, the config, the data's position.
 
     Raises:
         ValueError: see `read_sharded`.
@@ -66,11 +67,11 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def read_model_states(path: Path) -> dict[str, Any]:
-    """What rank 0 of a ZeRO folder knows."""
+    """The model states that rank 0 of a ZeRO folder wrote."""
     files = sorted((path / ZERO_TAG).glob("*mp_rank_00_model_states.pt"))
     if not files:
         raise ValueError(f"checkpoint {path}: no model states in {ZERO_TAG}/; want a complete ZeRO folder")
-    # By name zero_pp_rank_0 comes first.
+    # zero_pp_rank_0 comes first by its name.
     return load(files[0])
 
 
@@ -197,13 +198,17 @@ def optimizer_state(
     }
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Any:
+    """The content of a file of torch.save, mapped rather than read.
+
+    Raises:
+        ValueError: it is missing, truncated, or holds more than plain values.
+    """
     try:
         with torch.serialization.safe_globals(STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"checkpoint file {path} is missing") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"checkpoint file {path} is truncated or of another program: {str(error).splitlines()[0]}"
-        ) from error
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"checkpoint {path} is truncated or of another program: {reason}") from error

@@ -42,8 +42,8 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def one_line(message: str) -> str:
-    """The message on one line; of a parser's report the key, what it got and what it wants."""
-    # Of the types that a value was tried as, the first that names a class is the one that was meant.
+    """The message on one line; a parser's report becomes the key, the value that it got, and what it wants."""
+    # A value was tried as several types; the first that names a class is the one that was meant.
     message = re.sub(
         r"(\n    - Problem with.*?)\n    - .*(?=\n  Given value type)", r"\1", message, flags=re.DOTALL
     )
@@ -51,17 +51,17 @@ def one_line(message: str) -> str:
     # A section that cannot be read is named twice.
     keys = keys[:1] if len(set(keys)) == 1 else keys
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    # After the key come the types that a value was tried as, each with its reason.
+    # The types that the value was tried as follow the key, each with its reason.
     reasons = [
         line
         for line in dict.fromkeys(lines)
         if line and not re.match(r"Parser key|Problem with|Does not val|Subtypes|Errors:|Given value", line)
     ]
-    # A list of objects is no object: of the types that were tried, another one tells what is wrong.
+    # These say only that the value is of another type; the other reasons tell what is wrong.
     general = r"Expected a|Not a valid subclass|Subclass types expect|a (class path|dict) "
     wrong = [reason for reason in reasons if not re.match(general, reason)]
     if not keys and re.search(r"^\s*Errors:", message, re.MULTILINE) and wrong:
-        # What a constructor said, which names itself.
+        # A constructor said so, and names itself.
         return wrong[0]
     if re.search(r"required: .*\b(data|model)\b", message):
         return "a run needs `model` and `data`: want --config FILE, as --config configs/copy/quickstart.yaml"

@@ -3,36 +3,38 @@
 import re
 from typing import Any
 
-# A class path that begins with a name on the left begins with the one on the right today.
+from causalrn.models import upgrade
+
+# The beginning of a class path in former versions, and what stands in its place today.
 FORMER_NAMES = {
-    # Their metrics are the data's now.
-    "causalrn.lit_module.CopyModule": "causalrn.training.LanguageModelModule",
-    "causalrn.lit_module.TextModule": "causalrn.training.LanguageModelModule",
-    "causalrn.lit_module": "causalrn.training",
-    "causalrn.callbacks": "causalrn.training.callbacks",
-    "causalrn.strategies": "causalrn.training.strategies",
-    "causalrn.trackers": "causalrn.training.trackers",
-    "causalrn.loggers": "causalrn.training.loggers",
-    "datamodules.copying": "datamodules.tasks.copying",
-    "datamodules.passkey": "datamodules.tasks.passkey",
-    "datamodules.recall": "datamodules.tasks.recall",
-    "datamodules.string_tasks": "datamodules.tasks.string_tasks",
-    "datamodules.tasks.TaskDataModule": "datamodules.tasks.module.TaskDataModule",
+    # The two classes differed in their metrics, which come from the data now.
+    r"causalrn\.lit_module\.\w+$": "causalrn.training.LanguageModelModule",
+    r"causalrn\.(callbacks|strategies|trackers|loggers)(?=\.)": r"causalrn.training.\1",
+    r"datamodules\.(?:text|copying|recall|tasks)\.(\w+DataModule)$": r"datamodules.\1",
+    r"datamodules\.(?:copying|passkey|recall|string_tasks)\.(\w+)$": r"datamodules.tasks.\1",
 }
-_FORMER = re.compile(rf"(?:{'|'.join(map(re.escape, FORMER_NAMES))})(?=\.|$)")
+# Tasks whose tokens are letters, as their DataModules name them in a checkpoint.
+COPYING = ("copy", "repetitive_copy")
 
 
 def current_name(path: str) -> str:
     """The present path of a class."""
-    return _FORMER.sub(lambda found: FORMER_NAMES[found[0]], path, count=1) if _FORMER.match(path) else path
+    for former, name in FORMER_NAMES.items():
+        if re.match(former, path):
+            return re.sub(former, name, path)
+    return path
 
 
 def upgraded(config: Any) -> Any:
-    """A config as plain data, with every class by its present path."""
+    """A config as plain data in today's form: classes by their present paths, networks by their present arguments."""
+    return upgrade(renamed(config))
+
+
+def renamed(config: Any) -> Any:
     if isinstance(config, dict):
-        return {key: upgraded(value) for key, value in config.items()}
+        return {key: renamed(value) for key, value in config.items()}
     if isinstance(config, list):
-        return [upgraded(value) for value in config]
+        return [renamed(value) for value in config]
     return current_name(config) if isinstance(config, str) else config
 
 
@@ -46,16 +48,16 @@ def upgraded_arguments(arguments: list[str]) -> list[str]:
 
 
 def former_tokenizer(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What the token ids of a checkpoint without the field `tokenizer` stand for.
+    """Describes the tokens of a checkpoint that was written without the field `tokenizer`.
 
     It was described by the position in the data. The official code's weights came without data; its two tasks have
     vocabularies of their own.
     """
-    vocab_size = checkpoint["network"]["init_args"]["vocab_size"]
+    vocab_size = checkpoint.get("network", {}).get("init_args", {}).get("vocab_size")
     for state in checkpoint.values():
         if isinstance(state, dict) and isinstance(state.get("tokenizer"), dict):
             return state["tokenizer"]
-        if isinstance(state, dict) and state.get("task") == "copy" and state["alphabet_size"] <= 26:
+        if isinstance(state, dict) and state.get("task") in COPYING and state["alphabet_size"] <= 26:
             return {"kind": "letters", "alphabet_size": state["alphabet_size"]}
     if "config" not in checkpoint and vocab_size == 256:
         return {"kind": "bytes"}

@@ -1,4 +1,4 @@
-"""Everything that is used of Lightning beyond its public interface: one function each, with the reason.
+"""Everything that is used of Lightning beyond its public interface: six names, in one function each, with the reason.
 
 tests/training/test_lightning_private.py fails where a version of Lightning no longer has a name that is used here.
 """
@@ -6,7 +6,6 @@ tests/training/test_lightning_private.py fails where a version of Lightning no l
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 
@@ -15,8 +14,8 @@ def validation_follows(trainer: L.Trainer) -> bool:
 
     The public settings do not tell how Lightning combines epochs, steps, times and the last batch.
     """
-    assert trainer.fit_loop._data_fetcher is not None
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    # It asks the fetcher only whether training steps take an iterator in place of a batch, which none here do.
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(None)  # pyright: ignore[reportArgumentType]
 
 
 def begin_with_validation(trainer: L.Trainer) -> None:
@@ -52,17 +51,3 @@ def leave_signals_alone(trainer: L.Trainer) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-
-
-def start_method(strategy: Any) -> str | None:
-    """How a strategy's launcher starts processes within this one (spawn, fork), or None where it does not."""
-    return getattr(strategy.launcher, "_start_method", None)
-
-
-def save_last_step(callback: ModelCheckpoint, trainer: L.Trainer) -> None:
-    """Saves the last step where no validation followed it, and counts the file among those that the callback keeps.
-
-    Lightning's `save_last` writes a copy under another name, and `trainer.save_checkpoint` a file that is never removed.
-    """
-    if callback._last_global_step_saved != trainer.global_step:
-        callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))

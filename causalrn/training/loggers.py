@@ -8,31 +8,29 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
-from tensorboard.compat.proto import event_pb2
 
-from causalrn.system import check_range, replacing
+from causalrn.system import replacing
 
 
 class MetricsCSV(Logger):
     """Writes `metrics.csv`: one row per step, one column per metric.
 
-    A run that is resumed keeps the rows before the step of its checkpoint and drops the others (`continue_from`), so that no
-    step stands twice. A torn last line, left by a killed process, is dropped.
+    The first row that is logged drops what an earlier process left at `first_step` and after it, so that no step stands
+    twice. A torn last line, left by a killed process, is dropped.
 
     Args:
         save_dir: folder of the file; the run folder.
-        flush_every_n_rows: rows held back in memory before they are written.
+        first_step: the step that the run goes on from.
     """
 
-    def __init__(self, save_dir: str, flush_every_n_rows: int = 20) -> None:
+    def __init__(self, save_dir: str, first_step: int = 0) -> None:
         super().__init__()
-        check_range(self, "[1, inf)", flush_every_n_rows=flush_every_n_rows)
         self.path = Path(save_dir) / "metrics.csv"
-        self.flush_every_n_rows = flush_every_n_rows
+        self.first_step = first_step
         self.columns: list[str] = []
-        # Rows not written yet; the last one may still grow, since training and validation log apart.
-        self.pending: list[dict[str, Any]] = []
-        # Of the last row in the file.
+        # The row that is not written yet: it may still grow, since training and validation log apart.
+        self.pending: dict[str, Any] | None = None
+        # The step of the last row in the file.
         self.written_step: float | None = None
 
     @property
@@ -60,49 +58,36 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None, "Lightning passes the step"
         if not self.columns:
-            self.continue_from(step)
-        if not self.pending and step == self.written_step:
+            self._keep_earlier_rows()
+        if self.pending is None and step == self.written_step:
             # A run that was preempted in a validation has logged the training of that step, and logs the rest now.
             *rows, last = read_metrics(self.path)
             self._replace([*rows, {**last, **metrics}])
             return
-        if not self.pending or self.pending[-1]["step"] != step:
-            if len(self.pending) >= self.flush_every_n_rows:
-                self._write(self.pending)
-                self.pending = []
-            self.pending.append({"step": step})
-        self.pending[-1].update(metrics)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Writes all rows but the one that may still grow."""
-        self._write(self.pending[:-1])
-        self.pending = self.pending[-1:]
+        if self.pending is not None and self.pending["step"] != step:
+            self._write(self.pending)
+            self.pending = None
+        self.pending = {**(self.pending or {"step": step}), **metrics}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._write(self.pending)
-        self.pending = []
+        if self.pending is not None:
+            self._write(self.pending)
+            self.pending = None
 
-    @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Drops what an earlier process logged at `step` and after it."""
+    def _keep_earlier_rows(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.path) if row["step"] < step] if self.path.exists() else []
+        rows = read_metrics(self.path) if self.path.exists() else []
         self.columns = ["step"]
-        self._replace(rows)
+        self._replace([row for row in rows if row["step"] < self.first_step])
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        if not rows:
-            return
-        if new := sorted({key for row in rows for key in row} - set(self.columns)):
-            previous = read_metrics(self.path)
-            self.columns += new
-            self._replace(previous + rows)
+    def _write(self, row: dict[str, Any]) -> None:
+        if row.keys() - set(self.columns):
+            self._replace([*read_metrics(self.path), row])
             return
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerows(rows)
-        self.written_step = rows[-1]["step"]
+            csv.DictWriter(file, self.columns).writerow(row)
+        self.written_step = row["step"]
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         """Rewrites the file in one step, so that a kill leaves the old one or the new one."""
@@ -115,19 +100,15 @@ class MetricsCSV(Logger):
 
 
 class TensorBoardEvents(TensorBoardLogger):
-    """TensorBoard events in the run folder; what an ended process logged beyond its last checkpoint is hidden."""
+    """TensorBoard events in the run folder; what an ended process logged beyond its last checkpoint is hidden.
 
-    def __init__(self, save_dir: str) -> None:
-        super().__init__(save_dir, name="", version="")
+    Args:
+        save_dir: the run folder.
+        first_step: the step that the run goes on from: TensorBoard drops earlier files' events from it on.
+    """
 
-    @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Hides what an earlier process logged at `step` and after it."""
-        # TensorBoard drops the events of earlier files from this step on (SummaryWriter's purge_step, which would have to
-        # be known before the checkpoint is read).
-        events: Any = event_pb2
-        start = events.Event(step=step, session_log=events.SessionLog(status=events.SessionLog.START))
-        self.experiment._get_file_writer().add_event(start, step)
+    def __init__(self, save_dir: str, first_step: int = 0) -> None:
+        super().__init__(save_dir, name="", version="", purge_step=first_step)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

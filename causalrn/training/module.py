@@ -81,17 +81,14 @@ class LanguageModelModule(L.LightningModule):
     def configure_model(self) -> None:
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
-            # Taken down before: sharding replaces the classes that a description names.
+            # It is described before, since sharding replaces the classes that a description names.
             self.description = self.description or describe(self.network)
             shard(self.network)
 
     def setup(self, stage: str) -> None:
         data = attached_data(self)
-        if data is not None and data.vocab_size != self.network.vocab_size:
-            raise ValueError(
-                f"vocab_size of the model and of the data differ: got {self.network.vocab_size} (model) and "
-                f"{data.vocab_size} ({type(data).__name__}); set model.init_args.network.init_args.vocab_size"
-            )
+        if data is not None:
+            check_fits(self.network, data)
         names = data.val_names if data is not None else ["val"]
         self.val_prefixes = prefixes_of(names)
         self.val_metrics = nn.ModuleList(nn.ModuleDict(validation_metrics(data)) for _ in names).to(
@@ -166,7 +163,7 @@ class LanguageModelModule(L.LightningModule):
         Raises:
             ValueError: a decay is wanted, but the trainer has no max_steps to end it at.
         """
-        # Not estimated_stepping_batches: reading it early keeps the loader's state from being restored.
+        # estimated_stepping_batches would not do: reading it early keeps the loader's state from being restored.
         total = self.trainer.max_steps
         if self.final_learning_rate is None:
             floor, total = 1.0, self.warmup_steps + 1
@@ -186,7 +183,7 @@ class LanguageModelModule(L.LightningModule):
         return factor
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # What this step takes: the schedule moves on after it.
+        # This step takes this rate: the schedule moves on after it.
         self.log_step("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(
@@ -206,8 +203,23 @@ class LanguageModelModule(L.LightningModule):
         complete(checkpoint, self)
 
 
+def check_fits(network: LanguageModel, data: Any) -> None:
+    """Raises a ValueError where a model has another vocabulary than the data, or takes shorter rows."""
+    name = type(data).__name__
+    if data.vocab_size != network.vocab_size:
+        raise ValueError(
+            f"vocab_size of the model and of the data differ: got {network.vocab_size} (model) and {data.vocab_size} "
+            f"({name}); set model.init_args.network.init_args.vocab_size"
+        )
+    if network.max_length is not None and data.max_length > network.max_length:
+        raise ValueError(
+            f"a row of the data has {data.max_length} positions ({name}), and the model max_length={network.max_length}; "
+            "set model.init_args.network.init_args.max_length"
+        )
+
+
 def logged_names(data: Any) -> list[str]:
-    """What is logged of a DataModule's validation sets."""
+    """The names under which metrics of a DataModule's validation sets are logged."""
     return [prefix.format(name) for name in metric_names(data) for prefix in prefixes_of(data.val_names)]
 
 

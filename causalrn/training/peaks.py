@@ -1,4 +1,4 @@
-"""What a device can do at most: dense matrix FLOP/s and exponentials per second, by name, or measured on a CPU."""
+"""Peak rates of devices, dense matrix FLOP/s and exponentials per second: by name, or measured on a CPU."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,8 @@ H100_PCIE = Gpu(756e12, 51.2e12, 114, 1.755e9)
 H100_NVL = Gpu(835e12, 60.3e12, 132, 1.785e9)
 V100_SXM = Gpu(125e12, 15.7e12, 80, 1.53e9, bfloat16=False)
 
-# By the name that the driver gives (torch.cuda.get_device_name). Parts of a GPU (MIG) and laptop variants are others.
+# The keys are names that the driver gives (torch.cuda.get_device_name). Parts of a GPU (MIG) and laptop variants have
+# other names.
 GPUS = {
     "NVIDIA A100-SXM4-40GB": A100,
     "NVIDIA A100-SXM4-80GB": A100,

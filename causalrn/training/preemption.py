@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from causalrn.training import signals
-from causalrn.training.callbacks.log_steps import ends_a_step, is_log_step
-from causalrn.training.checkpoint import PREEMPTED
+from causalrn.training.callbacks.log_steps import ends_a_step, is_log_step, write_metrics
+from causalrn.training.checkpoint_io import PREEMPTED
 from causalrn.training.lightning_private import begin_with_validation, validation_follows
 from causalrn.training.random_state import RandomState, gather_random_states, restore_random_state
 
@@ -40,7 +40,7 @@ class Preemption(L.Callback):
         self.group: dist.ProcessGroup | None = None
         self.pending: tuple[dist.Work, torch.Tensor] | None = None
         self.received: set[int] = set()
-        # While a validation is due or running: what a resumed one must begin with.
+        # The random states that a resumed validation must begin with, while one is due or running.
         self.before_validation: list[RandomState] | None = None
         self.loaded: dict[str, Any] = {}
 
@@ -57,7 +57,7 @@ class Preemption(L.Callback):
         self.loaded = checkpoint.get("preemption", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Until here there was nothing that a checkpoint could hold.
+        # Before this there was nothing that a checkpoint could hold.
         signals.save_at_interrupt(says=trainer.is_global_zero)
         loaded, self.loaded = self.loaded, {}
         if not loaded:
@@ -68,9 +68,7 @@ class Preemption(L.Callback):
             self.before_validation = gather_random_states(self.group)
             begin_with_validation(trainer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         # Within an accumulation, a checkpoint would lose the gradients so far.
         if not ends_a_step(trainer):
             return
@@ -85,15 +83,7 @@ class Preemption(L.Callback):
         if not trainer.sanity_checking and self.any_rank_was_signalled():
             self.save_and_leave(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if not trainer.sanity_checking and self.any_rank_was_signalled():
             self.save_and_leave(trainer)
 
@@ -136,10 +126,13 @@ class Preemption(L.Callback):
             path.unlink(missing_ok=True)
             path.symlink_to((folder / "last.ckpt").readlink())
         trainer.strategy.checkpoint_io.teardown()
+        if trainer.training and is_log_step(trainer, trainer.global_step):
+            # Lightning logs the step after this hook, which does not return. Values of an earlier validation are among
+            # what it holds, and were logged then.
+            found = trainer.logged_metrics.items()
+            values = {name: float(value) for name, value in found if not name.startswith("val/")}
+            write_metrics(trainer, {**values, "epoch": trainer.current_epoch})
         for logger in trainer.loggers:
-            if trainer.training and is_log_step(trainer, trainer.global_step):
-                # Lightning does so after this hook, which does not return.
-                logger.log_metrics(trainer.logged_metrics, step=trainer.global_step - 1)  # pyright: ignore[reportArgumentType]
             logger.finalize("preempted")
         trainer.strategy.barrier("preempted")
         exit_code = 0

@@ -1,5 +1,6 @@
 """The random state of every rank as plain values, so that a checkpoint can hold it."""
 
+import io
 import random
 import warnings
 from typing import Any
@@ -27,23 +28,12 @@ def gather_random_states(group: dist.ProcessGroup | None) -> list[RandomState]:
     """The states of all ranks; every rank must call it. Without a group, the state of this process."""
     if group is None:
         return [random_state()]
-    # As arrays: torch 2.13 cannot read back a pickled tensor of bytes.
-    state = {name: as_array(value) for name, value in random_state().items()}
+    # They travel as bytes of torch.save: torch 2.13 cannot read back a pickled tensor of bytes.
+    file = io.BytesIO()
+    torch.save(random_state(), file)
     states: list[Any] = [None] * group.size()
-    dist.all_gather_object(states, state, group=group)
-    return [{name: as_tensor(value) for name, value in state.items()} for state in states]
-
-
-def as_array(value: Any) -> Any:
-    if isinstance(value, list):
-        return [as_array(item) for item in value]
-    return value.numpy() if isinstance(value, torch.Tensor) else value
-
-
-def as_tensor(value: Any) -> Any:
-    if isinstance(value, list):
-        return [as_tensor(item) for item in value]
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    dist.all_gather_object(states, file.getvalue(), group=group)
+    return [torch.load(io.BytesIO(state), weights_only=True) for state in states]
 
 
 def restore_random_state(states: list[RandomState], rank: int) -> None:

@@ -1,6 +1,5 @@
-"""Where a run comes from: --resume, --init_from, and the same command started again."""
+"""Decides what a run begins with: --resume, --init_from, or the same command started again."""
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ import yaml
 
 from causalrn.system import write_json
 from causalrn.training.checkpoint import named_checkpoint, newest_checkpoint, progress, read_training
+from causalrn.training.checkpoint_io import PREEMPTED
+from causalrn.training.config_files import read_mapping
 from causalrn.training.consolidate import is_sharded
-from causalrn.training.starts import is_continued, is_restarted, job_name
 
 # The first process of a run names the folder for the ranks that it starts, beside its own number: whatever else
 # inherits the variable, or a later run of a process that trains more than one, must not take it for its own.
@@ -22,6 +22,10 @@ ORIGIN = "origin.json"
 # Arguments of one start: a config that holds them would send the next start elsewhere.
 OF_A_START = ("resume", "init_from")
 CONFIG_FLAGS = ("--config", "-c")
+# Lightning and torchrun, torchrun alone, and srun set these for each process.
+RANK_VARIABLES = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+# SLURM and torchrun count in these how often they have started this job again.
+RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Start:
     origin: dict[str, str] | None = None
 
     def __str__(self) -> str:
-        """What the run begins with; equal on ranks that agree, wherever each of them has mounted the folder."""
+        """Names what the run begins with; ranks that agree give the same name, wherever each has mounted the folder."""
         if self.checkpoint is not None:
             return self.checkpoint.name
         return f"the weights of {self.weights.name}" if self.weights is not None else "fresh weights"
@@ -50,7 +54,7 @@ class Start:
         """Leaves in the run folder where the run comes from."""
         path = self.run_dir / ORIGIN
         # A new run has no past, whatever a start that failed has left here.
-        noted = (read_origin(self.run_dir) if self.checkpoint else {}) | (self.origin or {})
+        noted = (read_mapping(self.run_dir / ORIGIN) if self.checkpoint else {}) | (self.origin or {})
         if not noted:
             path.unlink(missing_ok=True)
         else:
@@ -76,7 +80,9 @@ def plan_start(arguments: list[str], run_dir: str | None) -> Start:
     folder = choose_run_dir(run_dir, arguments)
     source = flag_value(arguments, "--init_from")
     origin = origin_of("init_from", source) if source else None
-    again = is_restarted() or (is_continued(folder) and comes_from(folder, origin or {}))
+    # A run that a signal has ended leaves such a checkpoint.
+    preempted = any((folder / "checkpoints").glob(f"{PREEMPTED}*.ckpt"))
+    again = is_restarted() or (preempted and comes_from(folder, origin or {}))
     if again and (newest := newest_checkpoint(folder / "checkpoints")):
         return Start(folder, newest)
     if not again:
@@ -145,7 +151,7 @@ def with_base_config(arguments: list[str]) -> list[str]:
 
 
 def flag_values(arguments: list[str], *flags: str) -> list[str]:
-    """What a command line gives a flag, which may go by several names."""
+    """The values that a command line gives a flag, which may go by several names."""
     values = []
     for argument, following in pairwise([*arguments, None]):
         assert argument is not None
@@ -229,12 +235,24 @@ def origin_of(flag: str, target: str) -> dict[str, str]:
 
 def comes_from(run_dir: Path, origin: dict[str, str]) -> bool:
     """Whether the run of a folder was begun by a command that says so."""
-    return origin.items() <= read_origin(run_dir).items()
+    return origin.items() <= read_mapping(run_dir / ORIGIN).items()
 
 
-def read_origin(run_dir: Path) -> dict[str, str]:
-    """What `Start.note_origin` left, if anything."""
-    try:
-        return json.loads((run_dir / ORIGIN).read_text())
-    except (OSError, ValueError):
-        return {}
+def first_process() -> bool:
+    """Whether this is the process of a run that writes its folder; known before the processes know each other."""
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+def job_name() -> str | None:
+    """A name for the run folder that all processes of a job, and all its starts, agree on."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"job_{job}"
+    if job := os.environ.get("TORCHELASTIC_RUN_ID"):
+        # "none" is torchrun's default: its processes share their parent then.
+        return f"torchrun_{os.getppid() if job == 'none' else job}"
+    return None
+
+
+def is_restarted() -> bool:
+    """Whether SLURM or torchrun has started this very command before."""
+    return any(os.environ.get(name, "0") != "0" for name in RESTART_VARIABLES)

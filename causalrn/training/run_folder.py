@@ -1,72 +1,98 @@
-"""What a run leaves behind to be understood later: where it came from, its curves, its final numbers."""
+"""A run leaves behind where it came from, its config in every checkpoint, and its curves."""
 
+import datetime
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
 
-from causalrn.system import environment
+from causalrn.system import environment, write_json
 from causalrn.training.data_folders import STARTED_IN
-from causalrn.training.history import History
-from causalrn.training.loggers import MetricsCSV, TensorBoardEvents, read_metrics
+from causalrn.training.history import NAME, PROGRESS, earlier_starts
+from causalrn.training.loggers import read_metrics
+
+# A start that is killed may lose the count of this many seconds, unless it has written a checkpoint meanwhile.
+EVERY_SECONDS = 30.0
 
 
 class RunFolder(L.Callback):
-    """Keeps environment.json, tells the loggers where the run continues, keeps the resolved config in every checkpoint.
+    """Keeps the resolved config in every checkpoint, and environment.json.
+
+    That file holds the environment of the newest start, and under `starts` that of each, with when it began, from which
+    step to which it came, and for how long. It is written at checkpoints too, so that the seconds of a start that is
+    killed are known up to there.
 
     Args:
         run_dir: the run's folder.
         config: the resolved config as plain data.
         begins_with: what this rank starts from, the same on every rank.
+        began_seconds: when this start began, by time.monotonic().
     """
 
-    def __init__(self, run_dir: Path, config: dict[str, Any], begins_with: str) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, Any], begins_with: str, began_seconds: float) -> None:
         self.run_dir = run_dir
         self.config = config
         self.begins_with = begins_with
+        self.began_seconds = began_seconds
+        self.written_seconds = 0.0
         self.started_in = str(Path.cwd())
-        # Of the first rank alone; on others no start begins.
-        self.history = History(run_dir)
+        # Only the first rank begins a start and writes.
+        self.starts: list[dict[str, Any]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            check_agreement(self.run_dir, self.begins_with)
-        if stage == "fit" and trainer.is_global_zero:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.history.begin({**environment(), "world_size": trainer.world_size})
+        if stage != "fit":
+            return
+        check_agreement(self.run_dir, self.begins_with)
+        if trainer.is_global_zero:
+            self.begin({**environment(), "world_size": trainer.world_size})
             parameters = sum(parameter.numel() for parameter in pl_module.parameters())
             print(f"{parameters:,} parameters; run folder {self.run_dir}", flush=True)
+
+    def begin(self, environment: dict[str, Any]) -> None:
+        """Adds this start after those that the folder knows."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        progress = {"when": now, "from_step": 0, "step": 0, "seconds": 0.0}
+        self.starts = [*earlier_starts(self.run_dir), {**progress, **environment}]
+        self.update(0)
+
+    def update(self, step: int) -> None:
+        """Notes where this start is, and writes the file in one step."""
+        if not self.starts:
+            return
+        self.written_seconds = time.monotonic()
+        seconds = round(self.written_seconds - self.began_seconds, 1)
+        self.starts[-1] |= {"step": step, "seconds": seconds}
+        newest = {name: value for name, value in self.starts[-1].items() if name not in PROGRESS}
+        write_json(self.run_dir / NAME, {**newest, "starts": self.starts})
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.history.resume_from(checkpoint["global_step"])
+        if self.starts:
+            step = checkpoint["global_step"]
+            self.starts[-1] |= {"from_step": step, "step": step}
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.history.update(trainer.global_step, at_once=False)
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self.written_seconds >= EVERY_SECONDS:
+            self.update(trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.history.update(trainer.global_step)
+        self.update(trainer.global_step)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self.history.update(trainer.global_step)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The closing validation is a part of the run.
+        if trainer.state.fn == "validate":
+            self.update(trainer.global_step)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The step of the checkpoint that was restored, or 0.
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV | TensorBoardEvents):
-                logger.continue_from(trainer.global_step)
+    def on_exception(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.update(trainer.global_step)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.history.update(trainer.global_step)
+    def on_save_checkpoint(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.update(trainer.global_step)
 
     def checkpoint_content(self, weights_only: bool) -> dict[str, Any]:
         return {"config": self.config, STARTED_IN: self.started_in}

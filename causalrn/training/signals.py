@@ -12,7 +12,7 @@ from types import FrameType
 
 # Lets a caller tell "saved, start me again" from a failure: EX_TEMPFAIL of sysexits.h.
 EXIT_RESUME = 75
-# What a shell says of a command that Ctrl-C has ended.
+# A shell gives this code to a command that Ctrl-C has ended.
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 ANNOUNCED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 SCONTROL_TIMEOUT_SECONDS = 60
@@ -21,7 +21,7 @@ _received: set[int] = set()
 
 
 class _Keyboard:
-    """What Ctrl-C does: it ends the process at once until a training has something to save, then it is remembered."""
+    """Ctrl-C ends the process at once until a training has something to save; from then on it is remembered."""
 
     def __init__(self) -> None:
         self.watched: tuple[int, int] | None = None
@@ -43,7 +43,7 @@ class _Keyboard:
             # An exception could be lost in a library that is half imported.
             os._exit(EXIT_INTERRUPTED)
         if not self.saves:
-            # Not a KeyboardInterrupt, of which Lightning makes exit code 1.
+            # Lightning would turn a KeyboardInterrupt into exit code 1.
             raise SystemExit(EXIT_INTERRUPTED)
         _received.add(number)
         if self.watched is None:
@@ -140,13 +140,13 @@ def requeue(numbers: set[int]) -> bool:
 
 
 def job_id() -> str | None:
-    """What scontrol knows this job by: ARRAY_INDEX for the task of an array."""
+    """The name of this job for scontrol: ARRAY_INDEX for the task of an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def ask(*command: str) -> str | None:
-    """What a command prints, or None where it fails."""
+    """The output of a command, or None where it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_SECONDS, check=True

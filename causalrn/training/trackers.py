@@ -8,12 +8,13 @@ from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
 
 from causalrn.system import optional_module, write_json
 
 
 class TrackerNotes:
-    """What a run folder remembers of a tracker: the run's id there, and the last step sent of each metric.
+    """The run folder's notes on a tracker: the run's id there, and the last step sent of each metric.
 
     Args:
         path: JSON file in the run folder.
@@ -46,7 +47,33 @@ class TrackerNotes:
         write_json(self.path, {"run_id": self.run_id, "last_steps": self.last_steps})
 
 
-class WandbRun(WandbLogger):
+class Tracked(Logger):
+    """Base of the trackers, which are told their run before anything is logged, and send each step once."""
+
+    notes: TrackerNotes | None = None
+    config: dict[str, Any]
+
+    def use_run(self, run_dir: Path, config: dict[str, Any]) -> None:
+        """Called by the CLI before anything is logged: until then nothing is opened."""
+        raise NotImplementedError
+
+    def send_config(self) -> None:
+        """Called before the first metrics of a run: a resumed run leaves its parameters as they were."""
+        raise NotImplementedError
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert self.notes is not None, "the CLI names the run folder"
+        assert step is not None, "Lightning passes the step"
+        if fresh := self.notes.unsent(metrics, step):
+            if not self.notes.path.exists():
+                self.send_config()
+            # Lightning's logger is the other base of each class.
+            super().log_metrics(dict(fresh), step)
+            self.notes.save()
+
+
+class WandbRun(Tracked, WandbLogger):
     """Logs to Weights & Biases; without a network under `offline: true`, to be sent by `wandb sync --append` later.
 
     Args:
@@ -57,37 +84,32 @@ class WandbRun(WandbLogger):
 
     def __init__(self, project: str = "causalrn", name: str | None = None, offline: bool = False) -> None:
         self.wandb: Any = optional_module("wandb", "wandb", "the W&B logger")
-        super().__init__(name=name, project=project, offline=offline)
-        self.notes: TrackerNotes | None = None
-        self.config: dict[str, Any] = {}
+        self.given = project, name, offline
 
     def use_run(self, run_dir: Path, config: dict[str, Any]) -> None:
-        """Called by the CLI before anything is logged."""
-        self.notes = TrackerNotes(run_dir / "wandb.json")
-        self.notes.run_id = self._id = self.notes.run_id or uuid.uuid4().hex[:12]
-        self.config = config
-        self._save_dir = str(run_dir)
-        self._name = self._name or run_dir.absolute().name
-        # The process's output belongs to the terminal and the scheduler's log.
-        settings = self.wandb.Settings(console="off", silent=True)
-        self._wandb_init |= {"id": self._id, "dir": self._save_dir, "name": self._name, "settings": settings}
         if self.wandb.run is not None:
-            # Of an earlier training in this process.
+            # An earlier training in this process has left it.
             self.wandb.finish()
+        project, name, offline = self.given
+        self.config = config
+        self.notes = TrackerNotes(run_dir / "wandb.json")
+        self.notes.run_id = self.notes.run_id or uuid.uuid4().hex[:12]
+        WandbLogger.__init__(
+            self,
+            name=name or run_dir.absolute().name,
+            project=project,
+            offline=offline,
+            save_dir=run_dir,
+            id=self.notes.run_id,
+            # The process's output belongs to the terminal and the scheduler's log.
+            settings=self.wandb.Settings(console="off", silent=True),
+        )
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        assert self.notes is not None, "the CLI names the run folder"
-        assert step is not None, "Lightning passes the step"
-        first = not self.notes.path.exists()
-        if fresh := self.notes.unsent(metrics, step):
-            if first:
-                self.experiment.config.update(self.config)
-            super().log_metrics(fresh, step)
-            self.notes.save()
+    def send_config(self) -> None:
+        self.experiment.config.update(self.config)
 
 
-class MLflowRun(MLFlowLogger):
+class MLflowRun(Tracked, MLFlowLogger):
     """Logs to MLflow, by default into the sqlite file mlflow.db beside the run folders.
 
     Args:
@@ -100,35 +122,24 @@ class MLflowRun(MLFlowLogger):
         self, experiment_name: str = "causalrn", run_name: str | None = None, tracking_uri: str | None = None
     ) -> None:
         optional_module("mlflow", "mlflow", "the MLflow logger")
-        # Which file is known when the run folder is; until then nothing is opened.
-        self.settings = {
-            "experiment_name": experiment_name,
-            "run_name": run_name,
-            "tracking_uri": tracking_uri,
-        }
-        self.notes: TrackerNotes | None = None
-        self.config: dict[str, Any] = {}
+        self.given = experiment_name, run_name, tracking_uri
 
     def use_run(self, run_dir: Path, config: dict[str, Any]) -> None:
-        """Called by the CLI before anything is logged."""
         run_dir = run_dir.absolute()
-        settings = dict(self.settings)
-        settings["run_name"] = settings["run_name"] or run_dir.name
-        if settings["tracking_uri"] is None:
-            run_dir.parent.mkdir(parents=True, exist_ok=True)
-            settings["tracking_uri"] = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
-        self.notes = TrackerNotes(run_dir / "mlflow.json")
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        experiment_name, run_name, tracking_uri = self.given
         self.config = config
-        super().__init__(**settings, artifact_location=str(run_dir.parent), run_id=self.notes.run_id)
+        self.notes = TrackerNotes(run_dir / "mlflow.json")
+        MLFlowLogger.__init__(
+            self,
+            experiment_name,
+            run_name=run_name or run_dir.name,
+            tracking_uri=tracking_uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}",
+            artifact_location=str(run_dir.parent),
+            run_id=self.notes.run_id,
+        )
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        assert self.notes is not None, "the CLI names the run folder"
-        assert step is not None, "Lightning passes the step"
-        if self.notes.run_id is None:
-            # Parameters of an MLflow run cannot change: a resumed run leaves them as they were.
-            self.log_hyperparams(self.config)
-            self.notes.run_id = self.run_id
-        if fresh := self.notes.unsent(metrics, step):
-            super().log_metrics(fresh, step)
-            self.notes.save()
+    def send_config(self) -> None:
+        assert self.notes is not None
+        self.log_hyperparams(self.config)
+        self.notes.run_id = self.run_id

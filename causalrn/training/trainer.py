@@ -8,8 +8,7 @@ import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from causalrn.training.callbacks.checkpoints import keeps
-from causalrn.training.checkpoint import commit, partial_name
-from causalrn.training.checkpoint_io import BackgroundCheckpointIO
+from causalrn.training.checkpoint_io import BackgroundCheckpointIO, commit, partial_name
 from causalrn.training.lightning_private import leave_signals_alone
 from causalrn.training.trainer_settings import arguments_of, check_settings
 
@@ -28,12 +27,12 @@ class Trainer(L.Trainer):
 
     def __init__(self, **settings: Any) -> None:
         check_settings(settings)
-        # In place: the parser of configs finds Lightning's arguments where these are passed on under their own name.
+        # The dict is changed in place: the config parser finds Lightning's arguments where it is passed on by its name.
         settings.update(arguments_of(settings))
         try:
             super().__init__(**settings)
         except (TypeError, ImportError) as error:
-            # What Lightning raises for settings of the wrong type, and for packages that they need.
+            # Lightning raises these for settings of the wrong type, and for packages that they need.
             raise ValueError(f"trainer: {error}") from error
 
     def harden(self) -> None:
@@ -59,7 +58,7 @@ class Trainer(L.Trainer):
         path = Path(self.strategy.broadcast(filepath))
         temporary = partial_name(path)
         if self.is_global_zero and temporary.exists():
-            # What a kill left, maybe by more ranks than there are now.
+            # A kill has left it, maybe with files of more ranks than there are now.
             shutil.rmtree(temporary)
         self.strategy.barrier("room for a checkpoint")
         super().save_checkpoint(temporary, weights_only, storage_options)

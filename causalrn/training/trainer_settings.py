@@ -38,7 +38,7 @@ RANGES = {
     "val_check_interval": "(0, inf)",
 }
 
-# What they set instead of the config, so that the run folder would tell of another run.
+# Each sets this key behind the config, so that the run folder would tell of another run.
 BESIDE_THE_CONFIG = {
     BatchSizeFinder: "data.init_args.batch_size",
     GradientAccumulationScheduler: "trainer.accumulate_grad_batches",
@@ -62,6 +62,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if isinstance(value, int | float):
             check_range(None, interval, **{f"trainer.{name}": value})
     check_precision(str(settings.get("precision")))
+    if method := start_method(settings.get("strategy")):
+        raise ValueError(
+            f"a strategy that starts its processes by {method} leaves the trained model in them: want trainer.strategy ddp"
+        )
     if str(settings.get("gradient_clip_algorithm")) == "value":
         raise ValueError("gradient_clip_algorithm value is not offered: every strategy clips by norm")
     if settings.get("barebones"):
@@ -83,6 +87,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             )
 
 
+def start_method(strategy: Any) -> str | None:
+    """How a strategy of a config starts processes within this one (spawn, fork, ...), or None where it does not."""
+    if isinstance(strategy, str):
+        parts = strategy.replace("notebook", "fork").split("_")
+        return next((part for part in parts if part in ("spawn", "fork")), None)
+    method = (strategy.get("init_args") or {}).get("start_method") if isinstance(strategy, dict) else None
+    return None if method == "popen" else method
+
+
 def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Lightning's arguments for our settings: intervals in batches, and no callback of what is turned off.
 
@@ -102,7 +115,7 @@ def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """What the Trainer takes as one object or several."""
+    """A setting that the Trainer takes as one object or as several."""
     return [] if value is None else [*value] if isinstance(value, list | tuple) else [value]
 
 
@@ -159,7 +172,7 @@ def check_trainer(trainer: L.Trainer, module: LanguageModelModule, data: Any) ->
         monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in (*names, *training, "epoch", "step") or monitor.startswith("lr-"):
             continue
-        # At other lengths than those of the validation sets names go on.
+        # At lengths other than those of the validation sets the names end in the length.
         ladder = any(isinstance(one, LengthExtrapolation) for one in callbacks)
         if not (ladder and monitor.startswith("val/") and monitor.count("/") > 1):
             raise ValueError(

@@ -19,7 +19,6 @@ from causalrn.sweep import choose_points
 from causalrn.sweeps.folder import SweepFolder
 from causalrn.sweeps.grid import read_sweep
 from causalrn.sweeps.points import plan_points
-from causalrn.sweeps.slurm import ranges
 from causalrn.sweeps.table import collect
 from causalrn.training.loggers import read_metrics
 from tests import ROOT
@@ -109,7 +108,7 @@ def test_a_grid_is_the_product_of_its_axes_without_what_is_excluded(write, tmp_p
             "point n_heads=5: d_hidden must be divisible",
         ),
         ({"grid": {"data.init_args.length": [8, 9]}}, "point length=9: a row of the data has 20 positions"),
-        ({"grid": {"data.init_args.vocab_size": [30]}}, "29, 30"),
+        ({"grid": {"data.init_args.vocab_size": [30]}}, "got 29 (model) and 30"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -248,7 +247,7 @@ def test_a_sweep_survives_a_kill(
     folder = SweepFolder(tmp_path / "out")
     process = start(path)
     wait_for((folder.run_dir(point) / "waiting").exists, process)
-    assert "runs already" in error_of(sweep.main, ["--config", str(path)], capsys)
+    assert "is in use by process" in error_of(sweep.main, ["--config", str(path)], capsys)
     process.send_signal(number)
     process.communicate(timeout=300)
     assert process.returncode == (130 if number == signal.SIGTERM else -number)
@@ -320,7 +319,3 @@ def test_an_array_task_runs_its_point(write, tmp_path: Path, capsys: pytest.Capt
     command = ["bash", "-c", line.removeprefix("srun ")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
     assert "is finished" in done.stdout
-
-
-def test_array_ranges() -> None:
-    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"

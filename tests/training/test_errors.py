@@ -81,7 +81,7 @@ def test_a_file_is_named(
             [f"--{MIXER}.init_args.d_hiden", "3"],
             f"{MIXER}: QuadraticRelation: Option 'd_hiden' is not accepted",
         ),
-        ([f"--{MIXER}", "Nonsense"], f"{MIXER}: got 'Nonsense', want the path of a class"),
+        ([f"--{MIXER}", "Nonsense"], f"{MIXER}: got 'Nonsense', want the path of a class or list"),
         # What constructors say.
         (
             ["--model.init_args.learning_rate", "-1"],

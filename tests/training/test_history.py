@@ -1,6 +1,7 @@
 """What a run that was started more than once remembers of its starts, and what the report and the results say of them."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from causalrn import fit
 from causalrn.reporting import facts
 from causalrn.reporting.runs import find_runs
-from causalrn.training.history import History
+from causalrn.training.callbacks import RunFolder
+from causalrn.training.history import costs
 from tests.faults import run_starts, start, write_config
 from tests.test_fit import CONFIG
 
@@ -73,17 +75,17 @@ def test_a_folder_of_a_former_version_is_extended(half: Path) -> None:
 
 def test_seconds_that_nobody_knows_are_said(tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text('{"python": "3.11"}')
-    history = History(tmp_path)
-    history.begin({"python": "3.12"})
-    history.update(4)
-    costs = history.costs()
-    assert costs["starts"] == 2
-    assert costs["starts_of_unknown_seconds"] == 1
-    assert costs["seconds"] == costs["seconds_of_last_start"]
+    folder = RunFolder(tmp_path, {}, "fresh weights", time.monotonic())
+    folder.begin({"python": "3.12"})
+    folder.update(4)
+    spent = costs(tmp_path)
+    assert spent["starts"] == 2
+    assert spent["starts_of_unknown_seconds"] == 1
+    assert spent["seconds"] == spent["seconds_of_last_start"]
     # A kill of a former version may have left half a file.
     (tmp_path / "environment.json").write_text('{"python": "3.')
-    history.begin({"python": "3.12"})
-    assert len(history.starts) == 1
+    folder.begin({"python": "3.12"})
+    assert len(folder.starts) == 1
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def test_metrics_of_one_step_share_a_row(tmp_path: Path) -> None:
 
 
 def test_a_new_column_keeps_the_rows_written_before(tmp_path: Path) -> None:
-    logger = MetricsCSV(str(tmp_path), flush_every_n_rows=2)
+    logger = MetricsCSV(str(tmp_path))
     for step in range(7):
         logger.log_metrics({"train/loss": float(step)}, step)
     logger.log_metrics({"val/loss": 9.0}, 7)
@@ -34,7 +34,7 @@ def test_a_resumed_run_replaces_the_steps_it_takes_again(tmp_path: Path) -> None
     for step in range(6):
         first.log_metrics({"train/loss": float(step)}, step)
     first.finalize("success")
-    resumed = MetricsCSV(str(tmp_path))
+    resumed = MetricsCSV(str(tmp_path), first_step=4)
     for step in range(4, 8):
         resumed.log_metrics({"train/loss": 10.0 + step}, step)
     resumed.finalize("success")
@@ -49,9 +49,7 @@ def test_a_run_preempted_in_a_validation_completes_the_row(tmp_path: Path) -> No
     # Of a closing validation, which the resumed run makes again at its own end.
     first.log_metrics({"val/loss": 9.0}, 4)
     first.finalize("success")
-    resumed = MetricsCSV(str(tmp_path))
-    resumed.continue_from(4)
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [0, 1, 2, 3]
+    resumed = MetricsCSV(str(tmp_path), first_step=4)
     resumed.log_metrics({"val/loss": 5.0}, 3)
     resumed.log_metrics({"train/loss": 4.0}, 4)
     resumed.finalize("success")
@@ -65,7 +63,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss\n1,3.5\n2,3.")
     assert read_metrics(path) == [{"step": 1, "train/loss": 3.5}]
-    logger = MetricsCSV(str(tmp_path))
+    logger = MetricsCSV(str(tmp_path), first_step=2)
     logger.log_metrics({"train/loss": 3.25}, 2)
     logger.finalize("success")
     assert [row["train/loss"] for row in read_metrics(path)] == [3.5, 3.25]

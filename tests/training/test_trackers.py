@@ -1,10 +1,10 @@
 """Every logger: a run that is resumed, even from before where it was killed, stays one run without a step twice."""
 
-import builtins
 import importlib
 import json
 import shutil
 import struct
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,15 +144,7 @@ def test_a_tracker_that_is_not_installed_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = builtins.__import__
-
-    def without(module: str, *args: Any, **kwargs: Any) -> Any:
-        if module.partition(".")[0] == name:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-        return original(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr("importlib.import_module", without)
+    monkeypatch.setitem(sys.modules, name, None)
     overlay = str(ROOT / "configs" / "logger" / f"{name}.yaml")
     args = ["--config", str(config), "--config", overlay, "--run_dir", str(tmp_path / "run")]
     assert f"pip install 'causalrn[{name}]'" in error_of(fit.main, args, capsys)

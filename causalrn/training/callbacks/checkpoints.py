@@ -1,19 +1,18 @@
-"""When a run is saved: after each validation and at its end, the newest two kept; a config's own ModelCheckpoints beside that."""
+"""A run is saved after each validation and at its end, and the newest two are kept; a config may add ModelCheckpoints."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-
-from causalrn.training.lightning_private import save_last_step
 
 
 class Checkpoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint with defaults for runs that may die at any moment.
 
     The newest two are kept, so that one is left where the newest turns out to be damaged, and the last step is saved
-    also where no validation follows it. `last.ckpt` is a link to the newest (see causalrn.training.checkpoint.commit).
+    also where no validation follows it. `last.ckpt` is a link to the newest (see causalrn.training.checkpoint_io.commit).
 
     Args:
         every_n_train_steps: save after every so many steps in place of after each validation.
@@ -30,7 +29,12 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        save_last_step(self, trainer)
+        step = trainer.global_step
+        if self.monitor == "step" and step not in map(int, self.best_k_models.values()):
+            # A method of Lightning's class that is meant for it alone: of the public ones, save_last writes a copy under
+            # another name, and Trainer.save_checkpoint a file that is never removed.
+            places = {"epoch": torch.tensor(trainer.current_epoch), "step": torch.tensor(step)}
+            self._save_topk_checkpoint(trainer, {**trainer.callback_metrics, **places})
 
 
 def settle(callback: ModelCheckpoint) -> None:
@@ -42,7 +46,7 @@ def settle(callback: ModelCheckpoint) -> None:
     if callback.filename is None:
         prefix = (callback.monitor or "model").replace("/", "_")
         callback.filename = f"{prefix}-{{epoch}}-{{step}}"
-    # Where nothing else is saved into a folder of its own, `last.ckpt` is a file.
+    # In a folder of its own with save_top_k 0 nothing else is saved, and `last.ckpt` is a file.
     if callback.save_top_k != 0 or callback.dirpath is None:
         callback.save_last = None
 

@@ -1,4 +1,4 @@
-"""After a resume the config's values hold where a checkpoint would put back those of its own run."""
+"""The config's values hold after a resume, where a checkpoint would put back those of its own run."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What happens to a step whose loss is NaN, infinite or too large: the run stops, or the step is left out."""
+"""A step whose loss is NaN, infinite or too large stops the run, or is left out."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +7,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from causalrn.models import describe
@@ -43,7 +44,7 @@ class FiniteLoss(L.Callback):
         self.max_loss = max_loss
         self.every_n_batches = every_n_batches
         self.skipped = 0
-        # Of the batches that make up one optimizer step.
+        # Those of the batches that make up one optimizer step.
         self.losses: list[torch.Tensor] = []
         self.batches: list[Any] = []
 
@@ -90,8 +91,8 @@ class FiniteLoss(L.Callback):
     ) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # Of sharded weights this rank's part: the ranks' flags are combined below.
-        norm = get_total_norm([getattr(gradient, "_local_tensor", gradient) for gradient in gradients])
+        # With sharded weights this is the norm of this rank's shards; the ranks combine their flags below.
+        norm = get_total_norm([one.to_local() if isinstance(one, DTensor) else one for one in gradients])
         bad = ~norm.isfinite()
         stacked = torch.stack(losses)
         bad = bad | ~stacked.isfinite().all()
@@ -116,7 +117,7 @@ class FiniteLoss(L.Callback):
         name = f"bad_step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
         path = Path(trainer.default_root_dir, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        sharded = any(hasattr(parameter, "_local_tensor") for parameter in pl_module.parameters())
+        sharded = any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         torch.save(
             {
@@ -126,7 +127,7 @@ class FiniteLoss(L.Callback):
                 "gradient_norms": {name: grad.norm() for name, grad in gradients.items()},
                 # Sharding replaces the classes that a description names: a module may have kept one.
                 "network": getattr(pl_module, "description", None) or describe(pl_module.network),  # pyright: ignore[reportArgumentType]
-                # Parts of sharded weights would need their process group to be read.
+                # Shards could be read only with their process group.
                 "state_dict": {} if sharded else pl_module.state_dict(),
             },
             path,

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from causalrn.system import check_range, write_json
 
-# Where within a step a rank is, in the order of the step.
+# The places within a step where a rank can be, in their order.
 STAGES = ("loading data", "forward", "backward", "optimizer step", "validation")
-# Told apart from a failure by what starts the run again.
+# Whatever starts the run again can tell a hang from a failure by this code.
 EXIT_HUNG = 70
 
 
 @dataclass
 class Beat:
-    """What a rank tells the others: where it is, since when, and when it last could tell."""
+    """A rank tells the others its step, its stage, for how long it has been there, and its process."""
 
     step: int = 0
     stage: int = 0
@@ -57,7 +56,7 @@ class Heartbeat(L.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rank, self.ranks = trainer.global_rank, trainer.world_size
         self.place = (0, 0)
-        # Until the first batch has ended.
+        # The first batch gets the time twice.
         self.progressed = time.monotonic() + self.timeout_seconds
         self.stopped = threading.Event()
         self.tell()
@@ -67,42 +66,25 @@ class Heartbeat(L.Callback):
         self.place = (trainer.global_step, stage)
         self.progressed = max(self.progressed, time.monotonic())
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.reach(trainer, 1)
 
-    def on_before_backward(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor
-    ) -> None:
+    def on_before_backward(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.reach(trainer, 2)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.reach(trainer, 3)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.reach(trainer, 0)
 
-    def on_validation_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.reach(trainer, 4)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.reach(trainer, 0)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -141,7 +123,7 @@ class Heartbeat(L.Callback):
                 os._exit(EXIT_HUNG)
 
     def read_beats(self) -> dict[int, tuple[Beat, float]]:
-        """Of each rank what it told, and how many seconds ago by the clock that stamps the files."""
+        """The last beat of each rank, and how many seconds ago it came by the clock that stamps the files."""
         now = self.file(self.rank).stat().st_mtime
         beats = {}
         for rank in range(self.ranks):
@@ -151,7 +133,7 @@ class Heartbeat(L.Callback):
         return beats
 
     def diagnosis(self, beats: dict[int, tuple[Beat, float]], silence_seconds: float) -> str:
-        """One line: the ranks that do not answer, else those that are behind, else all."""
+        """One line that names the ranks that are gone or do not answer, else those that are behind."""
         silent = {rank: pair for rank, pair in beats.items() if pair[1] > silence_seconds}
         gone = [f"rank {rank} is gone" for rank in range(self.ranks) if rank not in beats]
         behind = min((beat.step, beat.stage) for beat, _ in beats.values())
@@ -161,7 +143,7 @@ class Heartbeat(L.Callback):
         what = []
         for rank, (beat, age) in slowest.items():
             place = f"step {beat.step}, {STAGES[beat.stage]}"
-            # What a rank told last is up to a pause older than its end.
+            # A rank may have gone on for up to a pause after its last beat.
             state = (
                 f"has not answered for {age:.0f} s, last seen at {place}"
                 if rank in silent

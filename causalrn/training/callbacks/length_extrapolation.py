@@ -61,7 +61,7 @@ class LengthExtrapolation(L.Callback):
         self.bounds = Bounds(samples, tokens_per_batch, max_seconds=max_seconds)
         self.last_step = 0
         self.results: LengthResults | None = None
-        # Of the weights that `results` belong to.
+        # Tells the weights that `results` was measured with.
         self.fingerprint: tuple[int, ...] = ()
         self.said: set[str] = set()
 
@@ -72,10 +72,10 @@ class LengthExtrapolation(L.Callback):
         self.last_step = state_dict["last_step"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data = datamodule_of(trainer)
-        if not all(hasattr(data, name) for name in ("training_lengths", "positions", "length_loader")):
+        self.data: Any = getattr(trainer, "datamodule", None)
+        if not all(hasattr(self.data, name) for name in ("training_lengths", "positions", "length_loader")):
             raise ValueError(
-                f"{type(self).__name__} needs a DataModule with samples of any length: got {type(data).__name__}"
+                f"{type(self).__name__} needs a DataModule with samples of any length: got {type(self.data).__name__}"
             )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -88,15 +88,15 @@ class LengthExtrapolation(L.Callback):
                 return
         found = self.measure(trainer, pl_module)
         self.last_step = step
-        names = getattr(datamodule_of(trainer), "val_names", [])
-        for name, value in found.metrics(self.context(trainer)).items():
-            # What the DataModule validates on under the same name has been logged under it.
+        names = getattr(self.data, "val_names", [])
+        for name, value in found.metrics(self.context).items():
+            # A validation set of the same name has been logged under it already.
             if name.rpartition("/")[2] not in names or len(names) == 1 or "/first_error/" in name:
                 # Every rank holds the same value already; sync_dist says so to Lightning.
                 pl_module.log(name, value, sync_dist=True)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # For a run that no validation closes; one that does finds the weights unchanged.
+        # Some runs end without a validation; where one follows, it finds the weights unchanged and measures nothing.
         self.measure(trainer, pl_module)
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> LengthResults:
@@ -106,12 +106,11 @@ class LengthExtrapolation(L.Callback):
         fingerprint = (trainer.global_step, *(parameter._version for parameter in network.parameters()))
         if self.results is not None and fingerprint == self.fingerprint:
             return self.results
-        data = datamodule_of(trainer)
         training = network.training
         self.results = evaluate_lengths(
             network.eval(),
-            data,
-            powers_of_two(data, self.factor) if self.lengths is None else self.lengths,
+            self.data,
+            powers_of_two(self.data, self.factor) if self.lengths is None else self.lengths,
             self.bounds,
             device=pl_module.device,
             context=trainer.precision_plugin.val_step_context,
@@ -130,25 +129,17 @@ class LengthExtrapolation(L.Callback):
             warnings.warn(f"{type(self).__name__}: {found.ended}", stacklevel=2)
         if not found.results:
             return
-        folder, context = run_folder(trainer), self.context(trainer)
+        folder, context = Path(trainer.default_root_dir), self.context
         folder.mkdir(parents=True, exist_ok=True)
         step = trainer.global_step
         before = read_table(folder / TABLE) if (folder / TABLE).exists() else []
         # A resumed run measures its steps anew.
         before = [row for row in before if int(row["step"]) < step]
         write_table(folder / TABLE, before + table_rows(found, step, context))
-        trained = datamodule_of(trainer).training_lengths
-        draw_lengths(folder / PICTURE, found, trained, f"{folder.name}, step {step}", context)
+        title = f"{folder.name}, step {step}"
+        draw_lengths(folder / PICTURE, found, self.data.training_lengths, title, context)
 
-    def context(self, trainer: L.Trainer) -> int | None:
+    @property
+    def context(self) -> int | None:
         """The training context of text, None for a task."""
-        data = datamodule_of(trainer)
-        return data.training_lengths[1] if is_text(data) else None
-
-
-def datamodule_of(trainer: L.Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
-
-
-def run_folder(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir)
+        return self.data.training_lengths[1] if is_text(self.data) else None

@@ -31,20 +31,18 @@ class Norms(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         named = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
         self.parameters = list(named.values())
-        # Those of ZeRO-3 are gathered by their layers alone, and whole by chance, as after a resume.
+        # Under ZeRO-3 only the layers gather parameters; that they are whole here would be chance, as after a resume.
         self.whole = not any(hasattr(parameter, "ds_id") for parameter in self.parameters)
         self.blocks = list(dict.fromkeys(block_of(name) for name in named))
         indices = [self.blocks.index(block_of(name)) for name in named]
         self.block_indices = torch.tensor(indices, device=pl_module.device)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         # The step that is about to be taken.
         if not is_log_step(trainer, trainer.global_step + 1):
             return
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        # Where gradients are clipped, their norm is known and logged there.
+        # The module logs the norm where it clips gradients.
         if gradients and not trainer.gradient_clip_val:
             self.found["train/grad_norm"] = torch.linalg.vector_norm(norms(gradients))[None]
         if self.whole:
@@ -52,14 +50,12 @@ class Norms(L.Callback):
             self.found["norms/parameter"] = self.by_block(norms(values))
             self.before = [value.clone() for value in values] if self.updates else None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if not self.found:
             return
         if self.before is not None:
-            after = [parameter.detach() for parameter in self.parameters]
-            torch._foreach_sub_(self.before, after)  # pyright: ignore[reportPrivateImportUsage]
+            for before, parameter in zip(self.before, self.parameters, strict=True):
+                before.sub_(parameter.detach())
             self.found["norms/update"] = self.by_block(norms(self.before))
         names = [
             f"{name}/{block}" if name.startswith("norms/") else name
@@ -77,13 +73,10 @@ class Norms(L.Callback):
 
 
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
-    """Euclidean norm of each tensor, in float32 at least; of the whole where ranks hold shards."""
+    """Euclidean norm of each tensor, in float32 at least. Where ranks hold shards it is that of the whole tensor."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    if isinstance(tensors[0], DTensor):
-        # torch 2.14 has no rule for a sharded norm in another dtype. Where it is the same, nothing is copied.
-        found = torch._foreach_norm([one.to(dtype) for one in tensors], 2)  # pyright: ignore[reportPrivateImportUsage]
-    else:
-        found = torch._foreach_norm(list(tensors), 2, dtype=dtype)  # pyright: ignore[reportPrivateImportUsage]
+    # The dtype of the norm itself would do, but torch 2.14 has no rule for that on sharded tensors.
+    found = [torch.linalg.vector_norm(one.to(dtype)) for one in tensors]
     return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found])
 
 

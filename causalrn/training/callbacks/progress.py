@@ -38,9 +38,7 @@ class PlainProgress(ProgressBar):
         self.start_step = trainer.global_step
         self.start_seconds = self.last_seconds = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         now = time.monotonic()
         if now - self.last_seconds >= self.every_n_seconds:
             self.last_seconds = now

@@ -1,4 +1,4 @@
-"""Where training goes on after a checkpoint: the counters of Lightning's loops, put as they stand between two steps."""
+"""Puts the counters of Lightning's loops as they stand between two steps, where a run goes on from a checkpoint."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class ResumedLoops(L.Callback):
 
     def __init__(self) -> None:
         self.resumed = False
-        # Whether the hooks of the epoch's end have run already.
+        # True where the hooks of the epoch's end have run already.
         self.between_epochs = False
 
     def on_load_checkpoint(
@@ -35,7 +35,7 @@ class ResumedLoops(L.Callback):
         if not current["ready"]:
             return
         self.resumed = True
-        # After the end of an epoch, or of the training: an epoch that was cut short counts as processed then.
+        # The epoch, or the training, had ended: an epoch that was cut short counts as processed then.
         ended = epochs[1]["processed"] == epochs[1]["ready"]
         if current["processed"] != current["ready"]:
             # An exception saved it: the step that did not end is taken again.
@@ -64,7 +64,7 @@ class ResumedLoops(L.Callback):
         if self.between_epochs:
             loop.restarting = False
         elif validation_follows(trainer):
-            # Added again by the loop, after it has run this validation or left it out.
+            # The loop adds it again, after it has run this validation or left it out.
             count_logged_step(trainer, -1)
         elif loop.batch_progress.is_last_batch:
             wait_for_no_validation(trainer)

@@ -44,7 +44,7 @@ class SampleText(L.Callback):
         self.seed = seed
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # What would otherwise be said at the end of the run.
+        # A prompt that is too long is refused now, not at the end of the run.
         tokenizer = trainer.datamodule.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         network = pl_module.network
         assert isinstance(network, LanguageModel)
@@ -58,7 +58,7 @@ class SampleText(L.Callback):
             return
         tokenizer = trainer.datamodule.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         prompt = torch.as_tensor(tokenizer.encode(self.prompt).astype("int64"), device=pl_module.device)[None]
-        # The state of a generation would otherwise depend on what was drawn before.
+        # With a generator of its own the text does not depend on what was drawn before.
         generator = torch.Generator(pl_module.device).manual_seed(self.seed)
         tokens = generate(
             network,
@@ -67,7 +67,7 @@ class SampleText(L.Callback):
             Sampling(self.temperature, self.top_k),
             generator=generator,
         )
-        # Together, as a tokenizer may spell a space with the word after it, and leave it out where a text begins.
+        # They are decoded together: a tokenizer may spell a space with the word after it, and drop it where a text begins.
         whole = tokenizer.decode(torch.cat([prompt[0], tokens[0]]).cpu().numpy())
         text = self.prompt + whole[len(tokenizer.decode(prompt[0].cpu().numpy())) :]
         Path(trainer.default_root_dir, "sample.txt").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""How fast a run trains, how well it uses the device, what it waits for, and how long it will still take."""
+"""Logs how fast a run trains, how well it uses the device, what it waits for, and how long it will still take."""
 
 import math
 import resource
@@ -21,8 +21,8 @@ from causalrn.training.peaks import peak_exps, peak_flops
 class Throughput(L.Callback):
     """Logs speed, utilisation, data waiting, peak memory and time left with the Trainer's other metrics.
 
-    Rates are means since the last logged step over all ranks, validation left out, by the host's clock: it waits for
-    the device at logged steps only, so between two of them it is right.
+    Rates are means over the steps since the last logged one and over all ranks, measured with the host's clock. The
+    device is waited for at logged steps only, so a mean between two of them is exact. Validation time is excluded.
 
     Logged under `train/`: step_seconds, tokens_per_second, samples_per_second, data_share (time waiting for batches),
     peak_memory_bytes (the process's on a CPU), flops_per_second and exps_per_second (by formula, see
@@ -58,9 +58,7 @@ class Throughput(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop_watching(trainer)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         self.stop_watching(trainer)
 
     def stop_watching(self, trainer: L.Trainer) -> None:
@@ -169,5 +167,5 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory that tensors held on a GPU since the process started; on a CPU, that the process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # In bytes on macOS, else in kB (getrusage(2)).
+    # getrusage(2) counts bytes on macOS, and kB elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

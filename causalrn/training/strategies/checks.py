@@ -1,4 +1,4 @@
-"""What would fail on every rank after minutes of starting, said in one line before anything is started."""
+"""Checks that save minutes: what would fail on every rank is one line before anything is started."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import (
 )
 
 from causalrn.training.consolidate import count_ranks, is_fsdp_folder, is_zero_folder
-from causalrn.training.lightning_private import start_method
 from causalrn.training.strategies.sequence import SequenceParallelStrategy
 from causalrn.training.strategies.zero import ZeroStrategy
+from datamodules.ranges import check_batch_size
 
 
 def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
@@ -31,12 +31,8 @@ def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
             f"Lightning's own {type(strategy).__name__} accumulates or clips gradients otherwise than other strategies: want "
             "the overlay configs/trainer/fsdp.yaml or configs/trainer/deepspeed_zero2.yaml"
         )
-    # Lightning's launchers of processes within this one are told apart by what they start them with.
-    if method := start_method(strategy):
-        raise ValueError(
-            f"a strategy that starts its processes by {method} leaves the trained model in them: want trainer.strategy ddp"
-        )
-    check_batch(trainer, getattr(data, "batch_size", None))
+    if (batch_size := getattr(data, "batch_size", None)) is not None:
+        check_batch_size(batch_size, replicas(trainer))
     if checkpoint is not None:
         check_resume(strategy, checkpoint, trainer.num_devices * trainer.num_nodes)
 
@@ -48,17 +44,6 @@ def replicas(trainer: L.Trainer) -> int:
     ):
         return 1
     return trainer.num_devices * trainer.num_nodes
-
-
-def check_batch(trainer: L.Trainer, batch_size: int | None) -> None:
-    parts = replicas(trainer)
-    if batch_size is not None and batch_size % parts:
-        below = batch_size - batch_size % parts
-        near = " or ".join(str(size) for size in (below, below + parts) if size)
-        raise ValueError(
-            f"batch_size {batch_size} is that of all ranks together and is not divisible by their number, {parts}: want "
-            f"data.init_args.batch_size {near} (accumulate_grad_batches multiplies it, whatever the ranks)"
-        )
 
 
 def check_resume(strategy: Any, checkpoint: Path, ranks: int) -> None:

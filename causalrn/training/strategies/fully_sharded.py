@@ -5,6 +5,7 @@ from datetime import timedelta
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.constants import default_pg_timeout
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from causalrn.models import LanguageModel
@@ -28,13 +29,16 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def __init__(
         self, save_distributed_checkpoint: bool = True, timeout: timedelta | None = default_pg_timeout
     ) -> None:
-        super().__init__(
-            tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, timeout=timeout
-        )
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, timeout=timeout)
+        self.mesh: DeviceMesh | None = None
 
-    def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """All ranks along the axis of data: Lightning's own mesh has the ranks of a node along another axis."""
+        if self.mesh is None:
+            sizes, names = (self.world_size, 1), ("data_parallel", "tensor_parallel")
+            self.mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=names)
+        return self.mesh
 
     def shard(self, network: LanguageModel) -> None:
         """Shards the blocks, then what is left; a network that is sharded already stays as it is."""

@@ -1,5 +1,10 @@
-"""DeepSpeed's ZeRO: optimizer state (1), gradients (2) and parameters (3) partitioned over all ranks."""
+"""DeepSpeed's ZeRO: optimizer state (1), gradients (2) and parameters (3) partitioned over all ranks.
 
+All that is used of DeepSpeed's inside stands here: `restore_whole` puts a checkpoint of any strategy into an engine, for
+which DeepSpeed has no public way. tests/training/strategies train and restore under every stage.
+"""
+
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,12 +19,13 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 
 from causalrn.system import check_range, optional_module
 from causalrn.training.callbacks.log_steps import ends_a_step
-from causalrn.training.strategies.zero_restore import restore_whole
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroPrecision(DeepSpeedPrecision):
@@ -104,7 +110,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             precision_plugin, ZeroPrecision
         ):
             precision_plugin = ZeroPrecision(precision_plugin.precision)  # pyright: ignore[reportArgumentType]
-        self._precision_plugin = precision_plugin
+        DeepSpeedStrategy.precision_plugin.fset(self, precision_plugin)  # pyright: ignore[reportOptionalCall]
 
     @property
     def handles_gradient_accumulation(self) -> bool:
@@ -128,15 +134,22 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.check_accelerator()
         # Past Lightning's own check, which is the same.
         DDPStrategy.setup_environment(self)
+        assert isinstance(self.config, dict)
+        assert self.lightning_module is not None
+        data = getattr(self.lightning_module.trainer, "datamodule", None)
+        # It serves DeepSpeed's own reports only: training reads from the data's loader.
+        batch = max(1, getattr(data, "batch_size", 1) // self.world_size)
+        self.config.setdefault("train_micro_batch_size_per_gpu", batch)
+        if getattr(self.precision_plugin, "autocast", False):
+            # Gradients are reduced in float32: no module is safe in a lower precision.
+            settings = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            self.config.setdefault("torch_autocast", settings)
 
     def init_deepspeed(self) -> None:
-        # Lightning warns about, and otherwise only repeats, what clips_gradients settles.
-        assert self.lightning_module is not None
-        assert self.model is not None
-        if self.lightning_module.trainer.training:
-            self._initialize_deepspeed_train(self.model)
-        else:
-            self._initialize_deepspeed_inference(self.model)
+        with warnings.catch_warnings():
+            # `clips_gradients` says the same to our modules.
+            warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
+            super().init_deepspeed()
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -155,22 +168,6 @@ class ZeroStrategy(DeepSpeedStrategy):
             with_optimizer=self.lightning_module.trainer.state.fn == TrainerFn.FITTING,
         )
         return checkpoint
-
-    def _format_config(self) -> None:
-        assert isinstance(self.config, dict)
-        assert self.lightning_module is not None
-        data = getattr(self.lightning_module.trainer, "datamodule", None)
-        # For DeepSpeed's own reports only: training reads from the data's loader.
-        self.config.setdefault(
-            "train_micro_batch_size_per_gpu", max(1, getattr(data, "batch_size", 1) // self.world_size)
-        )
-        if getattr(self.precision_plugin, "autocast", False):
-            self.config.setdefault(
-                "torch_autocast",
-                # Gradients are reduced in float32: an empty list of modules that would do with less.
-                {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
-            )
-        super()._format_config()
 
 
 def make_config(stage: int, offload: bool, bucket_size: int, further: dict[str, Any]) -> dict[str, Any]:
@@ -195,3 +192,89 @@ def make_config(stage: int, offload: bool, bucket_size: int, further: dict[str, 
         is_section = isinstance(value, dict) and isinstance(config.get(name), dict)
         config[name] = {**config[name], **value} if is_section else value
     return config
+
+
+def restore_whole(engine: Any, module: nn.Module, checkpoint: dict[str, Any], with_optimizer: bool) -> None:
+    """Loads whole weights, and AdamW's state where the checkpoint holds it; every rank keeps its own part.
+
+    Args:
+        engine: DeepSpeed's, just initialized.
+        module: what it wraps.
+        checkpoint: `state_dict` and `optimizer_states` as one process writes them.
+        with_optimizer: False under evaluation, whose engine has none.
+
+    Raises:
+        ValueError: weights are missing or of another shape.
+    """
+    weights = checkpoint["state_dict"]
+    named = dict(module.named_parameters())
+    wrong = [
+        name
+        for name, parameter in named.items()
+        if name not in weights or weights[name].shape != getattr(parameter, "ds_shape", parameter.shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f"checkpoint does not fit the model: {', '.join(wrong[:3])} missing or of another shape"
+        )
+    for name, parameter in named.items():
+        copy_weight(parameter, weights[name])
+    if not with_optimizer:
+        return
+    optimizer = engine.optimizer
+    flats = getattr(optimizer, "fp32_partitioned_groups_flat", None)
+    stage_3 = flats is not None
+    flats = flats if stage_3 else optimizer.single_partition_of_fp32_groups
+    for name, parameter in named.items():
+        set_partition(parameter, weights[name], None, stage_3)
+    saved = next(iter(checkpoint.get("optimizer_states", [])), None)
+    if saved is None or not saved["state"]:
+        return
+    step = next(iter(saved["state"].values()))["step"]
+    for flat in flats:
+        optimizer.optimizer.state[flat] = {
+            "step": torch.as_tensor(step).to(flat.device, torch.float32, copy=True),
+            **{name: torch.zeros_like(flat) for name in MOMENTS},
+        }
+    if not stage_3:
+        optimizer._lazy_init_hp_params_optimizer_state()
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, named.values(), strict=True):
+        for moment in MOMENTS:
+            set_partition(parameter, saved["state"][number][moment], moment, stage_3)
+    for group, before in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        group |= {name: value for name, value in before.items() if name != "params"}
+
+
+@torch.no_grad()
+def copy_weight(parameter: nn.Parameter, value: Tensor) -> None:
+    """The parameter as the forward pass reads it."""
+    if not hasattr(parameter, "ds_id"):
+        parameter.copy_(value)
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([parameter], modifier_rank=0):
+        if parameter.numel() == value.numel():
+            parameter.copy_(value)
+
+
+def set_partition(parameter: nn.Parameter, value: Tensor, moment: str | None, stage_3: bool) -> None:
+    """This rank's part of the float32 copy of a parameter, or of one of its moments."""
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    key = () if moment is None else (moment,)
+    if stage_3:
+        size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()  # pyright: ignore
+        padded = value.new_zeros(size * torch.distributed.get_world_size())
+        padded[: value.numel()] = value.flatten()
+        write = safe_set_local_optimizer_state if key else safe_set_local_fp32_param
+        write(parameter, padded[rank * size : (rank + 1) * size], *key)
+    else:
+        write = safe_set_full_optimizer_state if key else safe_set_full_fp32_param
+        write(parameter, value, *key)

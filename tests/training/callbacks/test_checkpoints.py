@@ -81,6 +81,20 @@ def test_a_file_that_both_name_alike_is_removed_by_neither(tmp_path: Path) -> No
     ]
 
 
+def steps_in(folder: Path) -> list[int]:
+    return sorted(read_checkpoint(folder / name)["global_step"] for name in files(folder))
+
+
+def test_the_last_step_is_saved_and_counted_whatever_the_interval(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    every = ["--checkpoints.every_n_train_steps", "4"]
+    fit.main(["--config", str(write(tmp_path / "a.yaml")), "--run_dir", str(run_dir), *every])
+    assert steps_in(run_dir / "checkpoints") == [8, 10]
+    fit.main(["--resume", str(run_dir), "--trainer.max_steps", "14"])
+    # Lightning never removes the file that a run was resumed from.
+    assert steps_in(run_dir / "checkpoints") == [10, 12, 14]
+
+
 def test_both_resume(tmp_path: Path) -> None:
     callback = own(save_top_k=2)
     whole = train(write(tmp_path / "whole.yaml", callback), tmp_path / "whole")

@@ -42,10 +42,10 @@ def error_of(main, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (
             [*overlay("ddp"), "--trainer.devices", "3"],
-            "batch_size 64 is that of all ranks.* want .* 63 or 66",
+            "batch_size 64 counts the samples of a step over all ranks .* want .* 63 or 66",
         ),
-        ([*overlay("fsdp"), "--trainer.devices", "3"], "not divisible by their number, 3"),
-        ([*overlay("ddp"), "--trainer.devices", "1", "--trainer.num_nodes", "3"], "by their number, 3"),
+        ([*overlay("fsdp"), "--trainer.devices", "3"], "not divisible by 3 ranks"),
+        ([*overlay("ddp"), "--trainer.devices", "1", "--trainer.num_nodes", "3"], "by 3 ranks"),
         ([*overlay("cpu"), "--trainer.gradient_clip_algorithm", "value"], "every strategy clips by norm"),
         ([*overlay("cpu"), "--trainer.precision", "16-true"], "16-true is too narrow.* want bf16-mixed"),
         pytest.param([*CPU_ZERO, "--trainer.precision", "16-mixed"], "too narrow", marks=needs_deepspeed),
