@@ -131,6 +131,7 @@ def _pieces(url: str) -> Generator[bytes, None, None]:
     try:
         source.close()
     except OSError:
+        assert process is not None
         words = _CURL_FAULTS.get(process.returncode, "") if url.startswith("http") else ""
         reason = words or f"its reader ended with status {process.returncode}"
         raise ShardError(f"cannot read {url}: {reason}") from None

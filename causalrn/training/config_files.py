@@ -140,6 +140,6 @@ class ConfigParser(LightningArgumentParser):
         return super().add_argument(*args, **kwargs)
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        config = super().parse_args(*args, **kwargs)
+        config: Any = super().parse_args(*args, **kwargs)
         fill_in(config, lambda: self.instantiate_classes(Namespace(data=config.data)).data)
         return config

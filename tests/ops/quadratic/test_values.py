@@ -226,7 +226,7 @@ def test_pairs_without_deviation() -> None:
 def test_gradient_where_a_pair_is_zero(norm: Norm) -> None:
     k, grad = torch.randn(2, 1, 1, 1, 24)
     leaves = [(-k).requires_grad_(), k.clone().requires_grad_()]
-    out = relation_quadratic(*leaves, PairTerms(), PairRule(0.5, norm=norm))
+    out = relation_quadratic(leaves[0], leaves[1], PairTerms(), PairRule(0.5, norm=norm))
     assert torch.equal(out, torch.ones_like(out))
     wanted = (grad - grad.mean() if norm == "layer" else grad) / 0.5
     for actual in torch.autograd.grad(out, leaves, grad):

@@ -132,8 +132,8 @@ class Identity(Mixer):
     def init_cache(self, batch_size: int, **kwargs: Any) -> None:
         pass
 
-    def extend(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self(x), state
+    def extend(self, x: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        return self(x), cache
 
     def cache_bytes(self, length: int, cache_dtype: torch.dtype = torch.float32) -> int:
         return 0
