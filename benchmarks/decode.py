@@ -24,7 +24,7 @@ from causalrn.system import available_bytes, format_bytes
 LINEAR, QUADRATIC, TRANSFORMER = "linear", "quadratic", "Transformer"
 VOCABULARY = 256
 WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-# Positions that a pool is filled with at a time.
+# Positions that a cache is filled with at a time.
 FILL_POSITIONS = 1024
 
 
@@ -168,21 +168,21 @@ def random_state(network: LanguageModel, context: int, extra: int) -> DecodingSt
     """The state of `context` random positions, with room for `extra` more."""
     with torch.inference_mode():
         state = network.init_cache(1, capacity=context + extra)
-        # A first position gives the pools their shapes, and sums something to be divided by.
+        # A first position gives the caches their shapes, and sums something to be divided by.
         _, state = network.advance(torch.zeros(1, 1, dtype=torch.int64), state)
         for layer in state.layers:
-            for pool in layer if isinstance(layer, tuple) else (layer,):
-                if isinstance(pool, GrowingCache):
-                    fill(pool, context)
+            for cache in layer if isinstance(layer, tuple) else (layer,):
+                if isinstance(cache, GrowingCache):
+                    fill(cache, context)
     return state._replace(position=context)
 
 
-def fill(pool: GrowingCache, context: int) -> None:
-    assert pool.buffer is not None
-    _, heads, _, channels = pool.buffer.shape
+def fill(cache: GrowingCache, context: int) -> None:
+    assert cache.buffer is not None
+    _, heads, _, channels = cache.buffer.shape
     block = torch.randn(1, FILL_POSITIONS, heads, channels)
-    while pool.length < context:
-        pool.append(block[:, : context - pool.length])
+    while cache.length < context:
+        cache.append(block[:, : context - cache.length])
 
 
 def step_seconds(network: LanguageModel, state: DecodingState, repeats: int) -> float:

@@ -222,7 +222,7 @@ def tables() -> str:
                 for label, context in zip(contexts, CONTEXTS, strict=True)
             ],
         ),
-        "What decoding one sequence keeps, GB: the quadratic form's pool of k in bfloat16, by length, and the linear form's state:",
+        "What decoding one sequence keeps, GB: the quadratic form's cache of k in bfloat16, by length, and the linear form's state:",
         table(
             ["", *SIZES],
             [
@@ -249,7 +249,7 @@ def tables() -> str:
             ["strategy", *SIZES],
             [
                 *([name, *(longest_context(s, name) for s in SIZES.values())] for name in STRATEGIES[1:]),
-                ["sequence_parallel", *(longest_context(s, "ddp", RANKS) for s in SIZES.values())],
+                ["context_parallel", *(longest_context(s, "ddp", RANKS) for s in SIZES.values())],
             ],
         ),
         "Largest model on 8 x 80 GB (D = 4 C, one layer per 128 channels of C), one sequence per GPU:",

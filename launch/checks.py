@@ -76,7 +76,7 @@ def check_batch(config: dict[str, Any], job: Job) -> str:
     """batch_size counts the samples of a step over all ranks."""
     data = config["data"]["init_args"]
     batch_size, length = data.get("batch_size"), data.get("context_length")
-    if "SequenceParallel" in strategy_name(config["trainer"]):
+    if "ContextParallel" in strategy_name(config["trainer"]):
         if length is not None and length % job.ranks:
             raise ValueError(
                 f"context_length {length} is not divisible by the {job.ranks} ranks that share a sequence"

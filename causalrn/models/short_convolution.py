@@ -53,7 +53,7 @@ class ShortFilter(nn.Module, ABC):
         """
         if active_split() is not None:
             raise ValueError(
-                f"{type(self).__name__} reads across the borders of a split sequence; want sequence_parallel off"
+                f"{type(self).__name__} reads across the borders of a split sequence; want context_parallel off"
             )
         after = 0 if causal else (self.kernel_size - 1) // 2
         padding = (0, 0, self.kernel_size - 1 - after, after)

@@ -141,5 +141,5 @@ class ConfigParser(LightningArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         config: Any = super().parse_args(*args, **kwargs)
-        fill_in(config, lambda: self.instantiate_classes(Namespace(data=config.data)).data)
+        fill_in(config, lambda: self.instantiate_classes(Namespace(data=config.data))["data"])
         return config

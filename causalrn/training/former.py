@@ -9,6 +9,7 @@ from causalrn.models import upgrade
 FORMER_NAMES = {
     # The two classes differed in their metrics, which come from the data now.
     r"causalrn\.lit_module\.\w+$": "causalrn.training.LanguageModelModule",
+    r"causalrn\.strategies\.SequenceParallelStrategy$": "causalrn.training.strategies.ContextParallelStrategy",
     r"causalrn\.(callbacks|strategies|trackers|loggers)(?=\.)": r"causalrn.training.\1",
     r"datamodules\.(?:text|copying|recall|tasks)\.(\w+DataModule)$": r"datamodules.\1",
     r"datamodules\.(?:copying|passkey|recall|string_tasks)\.(\w+)$": r"datamodules.tasks.\1",

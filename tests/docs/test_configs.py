@@ -59,7 +59,7 @@ def test_overlay_takes_a_step_over_the_quickstart(path: Path, tmp_path: Path) ->
     if path.parent.name == "logger":
         pytest.importorskip(path.stem)
     # What splits a sequence splits the linear relation.
-    mixer = "linear_relation" if path.stem == "sequence_parallel" else ""
+    mixer = "linear_relation" if path.stem == "context_parallel" else ""
     bases = [
         ROOT / "configs" / name for name in ("copy/quickstart.yaml", *([f"mixer/{mixer}.yaml"] * bool(mixer)))
     ]

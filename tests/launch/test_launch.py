@@ -92,7 +92,7 @@ def test_mistakes_get_one_line(
 
 
 def test_a_sequence_must_be_divisible_by_the_ranks_that_share_it(capsys: pytest.CaptureFixture[str]) -> None:
-    overlay = ["--config", str(ROOT / "configs/trainer/sequence_parallel.yaml")]
+    overlay = ["--config", str(ROOT / "configs/trainer/context_parallel.yaml")]
     line = error_of(main, ["--tasks-per-node", "3", "--dry-run", "--", *TEXT, *overlay], capsys)
     assert "context_length 64 is not divisible by the 3 ranks that share a sequence" in line
 

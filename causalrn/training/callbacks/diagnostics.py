@@ -9,7 +9,7 @@ from causalrn.evaluation.diagnostics import probe, relation_of, trained_position
 from causalrn.models import LanguageModel
 from causalrn.system import check_range
 from causalrn.training.callbacks.log_steps import write_metrics
-from causalrn.training.strategies import SequenceParallelStrategy
+from causalrn.training.strategies import ContextParallelStrategy
 
 
 class Diagnostics(L.Callback):
@@ -38,9 +38,9 @@ class Diagnostics(L.Callback):
         network = getattr(pl_module, "network", None)
         if not isinstance(network, LanguageModel):
             raise ValueError(f"diagnostics are those of a LanguageModel: got {type(network).__name__}")
-        if isinstance(trainer.strategy, SequenceParallelStrategy):
+        if isinstance(trainer.strategy, ContextParallelStrategy):
             raise ValueError(
-                "diagnostics look at whole sequences: want another strategy than SequenceParallelStrategy"
+                "diagnostics look at whole sequences: want another strategy than ContextParallelStrategy"
             )
         for block in network.layers:
             relation_of(block)

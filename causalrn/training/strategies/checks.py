@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import (
 )
 
 from causalrn.training.consolidate import count_ranks, is_fsdp_folder, is_zero_folder
-from causalrn.training.strategies.sequence import SequenceParallelStrategy
+from causalrn.training.strategies.context_parallel import ContextParallelStrategy
 from causalrn.training.strategies.zero import ZeroStrategy
 from datamodules.ranges import check_batch_size
 
@@ -39,7 +39,7 @@ def check_run(trainer: L.Trainer, data: Any, checkpoint: Path | None) -> None:
 
 def replicas(trainer: L.Trainer) -> int:
     """Parts that a batch is split into."""
-    if isinstance(trainer.strategy, SequenceParallelStrategy) or not isinstance(
+    if isinstance(trainer.strategy, ContextParallelStrategy) or not isinstance(
         trainer.strategy, ParallelStrategy
     ):
         return 1

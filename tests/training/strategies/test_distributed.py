@@ -29,7 +29,7 @@ def run_fit(run_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("overlay", "mixer"), [("ddp", []), ("sequence_parallel", LINEAR)])
+@pytest.mark.parametrize(("overlay", "mixer"), [("ddp", []), ("context_parallel", LINEAR)])
 def test_two_processes_train_as_one(overlay: str, mixer: list[str], tmp_path: Path) -> None:
     metrics = {}
     for name, flags in (
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one(overlay: str, mixer: list[str], tmp_path: Pa
 @pytest.mark.slow
 def test_only_the_linear_relation_can_be_split(tmp_path: Path) -> None:
     done = run_fit(
-        tmp_path / "run", "--config", "configs/trainer/sequence_parallel.yaml", "--trainer.devices", "1"
+        tmp_path / "run", "--config", "configs/trainer/context_parallel.yaml", "--trainer.devices", "1"
     )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]

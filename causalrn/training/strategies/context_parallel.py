@@ -11,7 +11,7 @@ from causalrn.models import LanguageModel, LinearRelation
 from causalrn.ops.context_parallel import context_parallel
 
 
-class SequenceParallelStrategy(DDPStrategy):
+class ContextParallelStrategy(DDPStrategy):
     """Every rank trains on its consecutive part of the same sequences; layers exchange states of size O(B * D).
 
     Weights are replicated and gradients averaged, as under DDP. The batch is that of one process: all ranks read
@@ -21,7 +21,7 @@ class SequenceParallelStrategy(DDPStrategy):
         kwargs: of Lightning's DDPStrategy.
     """
 
-    strategy_name = "sequence_parallel"
+    strategy_name = "context_parallel"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
