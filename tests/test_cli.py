@@ -21,6 +21,7 @@ def test_reading_a_config_touches_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert not hasattr(cli, "trainer")
 
 
+@pytest.mark.slow
 def test_default_callbacks_have_flags(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
     arguments = ["--config", str(tmp_path / "small.yaml"), "--run_dir", str(tmp_path / "run")]

@@ -13,6 +13,7 @@ from causalrn.training.checkpoint import save_network
 from tests.test_fit import CONFIG, error_of
 
 
+@pytest.mark.slow
 def test_it_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
     run_dir = tmp_path / "run"

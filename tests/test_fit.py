@@ -71,6 +71,7 @@ def error_of(main, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_is_needed_to_understand_it(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_the_checkpoint_alone_rebuilds_the_network(run_dir: Path) -> None:
     assert network(torch.zeros(2, 18, dtype=torch.int64)).shape == (2, 18, 29)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path: Path, config: Path, run_dir: Path) -> None:
     half = tmp_path / "half"
     fit.main(["--config", str(config), "--run_dir", str(half), "--trainer.max_steps", "3"])

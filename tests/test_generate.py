@@ -41,6 +41,7 @@ def output_of(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str,
     return captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_prints_what_the_model_generates(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--checkpoint", str(checkpoint), "--prompt", "hello"]
     out, err = output_of([*args, "--max-tokens", "20", "--greedy"], capsys)
@@ -57,6 +58,7 @@ def test_prints_what_the_model_generates(checkpoint: Path, capsys: pytest.Captur
         assert "state 1,152 bytes" in err
 
 
+@pytest.mark.slow
 def test_seed_decides_the_draw(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--checkpoint", str(checkpoint), "--prompt", "hello", "--top-p", "0.95", "--top-k", "50"]
     args += ["--repetition-penalty", "1.1", "--temperature", "0.9"]
@@ -76,6 +78,7 @@ def test_several_prompts_and_samples_have_headings(
     assert parts[2] + "\n" == parts[3] == alone
 
 
+@pytest.mark.slow
 def test_prompt_file_and_stop_string(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

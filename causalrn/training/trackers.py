@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,13 @@ class Tracked(Logger):
     notes: TrackerNotes | None = None
     config: dict[str, Any]
 
+    @abstractmethod
     def use_run(self, run_dir: Path, config: dict[str, Any]) -> None:
         """Called by the CLI before anything is logged: until then nothing is opened."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send_config(self) -> None:
         """Called before the first metrics of a run: a resumed run leaves its parameters as they were."""
-        raise NotImplementedError
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

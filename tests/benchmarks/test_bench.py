@@ -21,6 +21,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_relation_quadratic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench.main([*SMALL, "--repeats", "3", "--output", str(tmp_path)])
@@ -98,6 +99,7 @@ def test_commands_need_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "required: benchmark" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_overhead_ends_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     bench.main(["overhead", "--rounds", "1", "--steps", "3", "--batch-size", "2"])
     record = json.loads(capsys.readouterr().out.splitlines()[-1])

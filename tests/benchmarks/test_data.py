@@ -25,6 +25,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 # Forked workers beside threads are what is measured.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_every_figure_is_in_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 # The plain formula that is timed in place of the linear operator has no state to return.
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_every_figure_is_in_the_last_line(

@@ -20,6 +20,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_linear, "COPY_BYTES", 2**16)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_record(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +43,7 @@ def test_record(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert filed.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_contenders_agree() -> None:
     q, k = torch.randn(2, 2, 20, 1, 8).unbind()
     functions = bench_linear.contenders()

@@ -11,6 +11,7 @@ from causalrn.training.callbacks import Norms, Throughput
 from tests.test_fit import CONFIG
 
 
+@pytest.mark.slow
 def test_the_share_of_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Throughput.on_train_batch_end, Norms.on_train_batch_end
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))

@@ -65,6 +65,7 @@ def test_the_entropy_of_known_frequencies() -> None:
     assert unigram_entropy(as_array(b"aaab")) == pytest.approx(2 - 0.75 * math.log2(3))
 
 
+@pytest.mark.slow
 def test_the_shipped_corpus(tmp_path: Path) -> None:
     prepare(plan_preset("state_of_the_union", {"kind": "bytes"}), tmp_path)
     measured = baselines(tmp_path, 30_000)

@@ -130,6 +130,7 @@ def test_an_address_that_cannot_be_read(server: FolderServer, tmp_path: Path, ur
     assert wanted in error_of(url.replace("{server}", server.url), tmp_path / "cache" / "a.tar")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_is_asked_again(server: FolderServer, tmp_path: Path) -> None:
     server.busy["a.tar"] = 1
     fetch(f"{server.url}/a.tar", tmp_path / "cache" / "a.tar", sha256=SHA256)
@@ -179,6 +180,7 @@ def test_a_cache_that_cannot_be_written(server: FolderServer, tmp_path: Path) ->
     assert line == f"cannot write {path}, the copy of {server.url}/a.tar: Not a directory"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(server: FolderServer, tmp_path: Path) -> None:
     def limit() -> None:
         # A file of more than 300 kB is refused, as a quota would; Python ignores the signal that comes with it.
@@ -192,6 +194,7 @@ def test_a_disk_that_is_full(server: FolderServer, tmp_path: Path) -> None:
     assert not list(path.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_processes_share_one_copy(server: FolderServer, tmp_path: Path) -> None:
     server.silent.add("a.tar")
     path = tmp_path / "cache" / "a.tar"
@@ -206,6 +209,7 @@ def test_processes_share_one_copy(server: FolderServer, tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_copy_and_the_next_one_makes_it(
     server: FolderServer, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ def test_every_size_is_permuted(size: int, seed: int) -> None:
     assert np.array_equal(np.sort(Permutation(size, seed)(np.arange(size))), np.arange(size))
 
 
+@pytest.mark.slow
 @given(
     size=st.integers(1, 1000), group=st.integers(1, 80), window=st.integers(1, 40), seed=st.integers(0, 2**63)
 )

@@ -38,6 +38,7 @@ def batches(data: TextDataModule) -> list[torch.Tensor]:
     return [batch[name] for loader in loaders for batch in loader for name in ("tokens", "targets")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_folder(server: FolderServer, tmp_path: Path, workers: int) -> None:
     local = data_of(str(tmp_path / "served"), num_workers=workers)

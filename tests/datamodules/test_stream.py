@@ -55,6 +55,7 @@ def ids(batches: Iterator[Batch]) -> list[list[int]]:
     return [batch["tokens"].flatten().tolist() for batch in batches]
 
 
+@pytest.mark.slow
 @given(
     start=st.integers(0, 100),
     world_size=st.sampled_from([1, 2, 3, 4]),
@@ -75,6 +76,7 @@ def test_ranks_share_the_global_batches(start: int, world_size: int, per_rank: i
     assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == expected.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_the_position_counts_what_was_handed_out_not_what_was_prefetched(workers: int) -> None:
     position = Position()

@@ -90,6 +90,7 @@ def test_more_shards_than_a_process_may_open(
     assert len(reader._files) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("workers", [0, 3])
 def test_fewer_shards_than_ranks_and_workers(folder: Path, world_size: int, workers: int) -> None:

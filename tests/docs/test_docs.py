@@ -94,6 +94,7 @@ def test_broken_records_are_named(
     assert not (tmp_path / "page.md").exists()
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_model_is_drawn_by_its_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_onnx_gives_the_same_tokens(
     assert greedy(run, prompt.tolist(), totals, 20) == expected.tolist()
 
 
+@pytest.mark.slow
 def test_refusals(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_dry_run_prints_what_would_be_submitted_and_writes_nothing(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_torchrun_lines_for_one_node_and_for_many(capsys: pytest.CaptureFixture[str]) -> None:
     for nodes, wanted in (("1", "--standalone"), ("2", "--rdzv-endpoint HEAD_NODE:29500")):
         main(["--torchrun", "--nodes", nodes, "--tasks-per-node", "2", "--", *COPY, *DDP, "--run_dir", "x"])
@@ -135,6 +136,7 @@ def test_a_used_run_folder_is_refused(folder: Path, capsys: pytest.CaptureFixtur
     assert "holds a run already" in error_of(main, ["--dry-run", "--", *command], capsys)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_submitted_into_its_own_folder(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def rerun(model: LanguageModel, prompt: torch.Tensor, count: int) -> torch.Tenso
     return context[0, len(prompt) :]
 
 
+@pytest.mark.slow
 def test_greedy_equals_rerunning_the_context(model: LanguageModel, poisoned_empty: None) -> None:
     # Lengths that repeat, in no order, and a cache that must grow.
     prompts = prompts_of(7, 3, 1, 7, 20, 3)

@@ -38,6 +38,7 @@ def test_decoding_part_by_part_equals_forward(network: LanguageModel, parts: lis
         assert_close(torch.cat(outputs, 1), network(tokens), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_of_different_lengths_decode_as_alone(network: LanguageModel) -> None:
     prompts = [torch.randint(11, (length,)) for length in (9, 1, 4)]
     together = generate(network, prompts, 8, GREEDY)

@@ -66,6 +66,7 @@ def test_unknown_kernel() -> None:
         native.call("future_kernel", exp_probe.Arguments, {})
 
 
+@pytest.mark.slow
 @NEEDS_LIBRARY
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
 def test_threads_are_shared_with_torch() -> None:

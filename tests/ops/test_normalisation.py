@@ -49,6 +49,7 @@ def test_float64_gradients() -> None:
     assert torch.autograd.gradcheck(lambda x: normalise(x, "rms", 0.1), x)
 
 
+@pytest.mark.slow
 def test_operator_is_well_formed() -> None:
     for x in (torch.randn(3, 20, requires_grad=True), torch.randn(20, 3).mT, torch.randn(0, 4)):
         torch.library.opcheck(torch.ops.causalrn.normalise.default, (x, "layer", 1e-5))
@@ -65,6 +66,7 @@ def test_constant_rows_have_finite_gradients(norm: Norm) -> None:
     assert gradient.any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_without_a_break() -> None:
     x = torch.randn(4, 12)

@@ -7,6 +7,7 @@ from torch import Tensor
 from causalrn.ops import selfcheck
 
 
+@pytest.mark.slow
 def test_every_operator_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert selfcheck.main() == 0
     *lines, last = capsys.readouterr().out.splitlines()

@@ -27,6 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_writes_numbers(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,6 +46,7 @@ def test_the_command_draws_and_writes_numbers(
         assert min(image.size) > 500
 
 
+@pytest.mark.slow
 def test_linear_models_have_no_common_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, output = tmp_path / "linear.ckpt", tmp_path / "linear.png"
     save_network(make_network(LinearRelation(8, 12)), path, {"config": CONFIG})

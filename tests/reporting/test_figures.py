@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from causalrn import report
 from causalrn.reporting.figures import Chart, draw_panels, spans_decades
 
 
+@pytest.mark.slow
 def test_figures_are_written_as_png_and_svg(runs: Path, tmp_path: Path) -> None:
     figures = tmp_path / "figures"
     report.main(

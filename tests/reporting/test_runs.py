@@ -27,6 +27,7 @@ def test_models_are_named_by_the_mixer_and_its_convolution(tmp_path: Path) -> No
     assert views.ablation_maps(runs) == []
 
 
+@pytest.mark.slow
 def test_what_is_not_whole_is_said_and_shown_as_far_as_it_goes(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_mistakes_of_the_command_line(
     assert wanted in error_of(sweep.main, ["--config", str(path), *args], capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
@@ -197,6 +198,7 @@ def test_finished_points_are_skipped_and_failed_ones_retried_alone(
     assert "trainer.max_steps was 6 and is 9" in error_of(sweep.main, ["--config", str(other)], capsys)
 
 
+@pytest.mark.slow
 def test_the_page_on_sweeps_says_what_the_command_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], object], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_take_a_run_folder(
     command: str, project: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]

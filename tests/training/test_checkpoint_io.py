@@ -35,6 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, config: Path, whole: Path
 ) -> None:
@@ -74,6 +75,7 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint(
     tmp_path: Path, config: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_network_computes_what_it_did(run_dir: Path) -> None:
     torch.testing.assert_close(logits[0, -1, :8], expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_it_did(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit.main(["--resume", str(run_dir), "--trainer.max_steps", "8"])
     assert "step 4\n" in capsys.readouterr().out

@@ -33,6 +33,7 @@ def source(tmp_path: Path, config: Path) -> Path:
     return tmp_path / "source"
 
 
+@pytest.mark.slow
 def test_it_takes_the_weights_and_nothing_else(
     tmp_path: Path, config: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +64,7 @@ def test_it_takes_the_weights_and_nothing_else(
     assert any(not torch.equal(fresh[name], value) for name, value in last(source)["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_started_again_it_continues_its_own_run(
     tmp_path: Path,
     config: Path,
@@ -92,6 +94,7 @@ def test_started_again_it_continues_its_own_run(
     assert read_checkpoint(broken / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
+@pytest.mark.slow
 def test_wrong_networks_are_named(
     tmp_path: Path, config: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +117,7 @@ def test_wrong_networks_are_named(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_passes_it_on(tmp_path: Path, config: Path, source: Path) -> None:
     plan = {
         "configs": [str(config)],

@@ -66,6 +66,7 @@ def test_only_the_process_that_started_a_rank_names_its_folder(monkeypatch: pyte
         assert plan_start([], "runs/given").run_dir == Path("runs", chosen)
 
 
+@pytest.mark.slow
 def test_a_kept_config_sends_no_later_start_into_the_old_folder(tmp_path: Path, half: Path) -> None:
     fit.main(["--resume", str(half), "--trainer.max_steps", "4"])
     assert resolved(half)["resume"] is None
@@ -80,6 +81,7 @@ def test_a_kept_config_sends_no_later_start_into_the_old_folder(tmp_path: Path, 
     assert steps(tmp_path / "two") == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_resuming_into_another_folder_leaves_the_first_alone(
     tmp_path: Path, config: Path, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +104,7 @@ def test_resuming_into_another_folder_leaves_the_first_alone(
     assert last(new)["global_step"] == 9
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_not_continued_into(
     tmp_path: Path, config: Path, half: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +117,7 @@ def test_a_folder_of_another_run_is_not_continued_into(
     assert contents(tmp_path / "other") == before
 
 
+@pytest.mark.slow
 def test_going_back_needs_a_folder_of_its_own(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +135,7 @@ def test_going_back_needs_a_folder_of_its_own(
     assert steps(run_dir) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_resumes_from_anywhere(
     tmp_path: Path,
     config: Path,
@@ -156,6 +161,7 @@ def test_a_checkpoint_resumes_from_anywhere(
         assert "holds weights alone" in error_of(fit.main, ["--resume", str(weights), *more], capsys)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_the_one_furthest_on(tmp_path: Path, half: Path) -> None:
     fit.main(["--resume", str(half), "--trainer.max_steps", "6"])
     folder = half / "checkpoints"
@@ -203,6 +209,7 @@ def test_new_settings_of_the_optimizer_take_effect(half: Path, capsys: pytest.Ca
     assert last(half)["lr_schedulers"][0]["base_lrs"] == [0.125]
 
 
+@pytest.mark.slow
 def test_a_new_learning_rate_holds_from_the_first_step(tmp_path: Path, half: Path) -> None:
     before = last(half)["state_dict"]
     flags = ["--trainer.max_steps", "4", "--run_dir"]
@@ -214,6 +221,7 @@ def test_a_new_learning_rate_holds_from_the_first_step(tmp_path: Path, half: Pat
     assert any(not torch.equal(moved[name], before[name]) for name in moved)
 
 
+@pytest.mark.slow
 def test_a_new_patience_holds(half: Path) -> None:
     def stopping(patience: int) -> list[str]:
         stop = {"monitor": "val/loss", "patience": patience, "min_delta": 100.0}
@@ -269,6 +277,7 @@ def test_a_start_that_fails_leaves_the_config_of_the_run(
     assert resolved(half) == before
 
 
+@pytest.mark.slow
 def test_another_batch_size_and_strategy_take_effect(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     flags = ["--data.init_args.batch_size", "6", "--trainer.max_steps", "5"]

@@ -136,6 +136,7 @@ def test_a_killed_preparation_is_finished_by_the_same_command(
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_two_preparations_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "out"
     write_documents(corpus, 50)

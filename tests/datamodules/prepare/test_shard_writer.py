@@ -19,6 +19,7 @@ from datamodules.shards import Manifest, ShardError
 from tests.datamodules.corpora import command, read_split, settings, write_documents
 
 
+@pytest.mark.slow
 def test_shards_are_plain_webdataset_files(tmp_path: Path, small_units: None) -> None:
     write_documents(tmp_path / "corpus.jsonl", 100)
     prepare(plan_files([tmp_path / "corpus.jsonl"], settings()), tmp_path / "out")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from causalrn.interop.huggingface import sources
 from causalrn.interop.huggingface.sources import network_files
 
@@ -69,6 +71,7 @@ def test_the_wrapper_holds_no_mathematics() -> None:
     assert called == {"ones", "arange", "cat"}
 
 
+@pytest.mark.slow
 def test_the_files_stand_alone(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name, text in network_files().items():

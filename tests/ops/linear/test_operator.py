@@ -12,6 +12,7 @@ from causalrn.ops.reference import LinearState
 OPERATORS = torch.ops.causalrn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_state", [True, False])
 def test_registration(dtype: torch.dtype, with_state: bool) -> None:
@@ -26,6 +27,7 @@ def test_registration(dtype: torch.dtype, with_state: bool) -> None:
     torch.library.opcheck(OPERATORS.relation_linear_total_backward, (dtotal, detached[1], 1e-3, "rms"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 def test_gradcheck(norm: str, causal: bool) -> None:

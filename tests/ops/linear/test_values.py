@@ -223,6 +223,7 @@ def test_empty(path: str, shape: tuple[int, ...]) -> None:
     assert torch.equal(state.total, torch.zeros_like(inputs[2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_same_result_in_every_run_and_on_any_number_of_threads(path: str, batch: int, causal: bool) -> None:

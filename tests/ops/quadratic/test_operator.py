@@ -15,6 +15,7 @@ from causalrn.ops.quadratic import cpu
 OPERATORS = torch.ops.causalrn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("optional", [True, False])
 def test_registration(dtype: torch.dtype, optional: bool) -> None:
@@ -38,6 +39,7 @@ def test_registration(dtype: torch.dtype, optional: bool) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["exp", "gelu", "elu"])
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 def test_gradcheck(norm: Any, activation: Any) -> None:
@@ -61,6 +63,7 @@ def test_second_derivative_is_refused() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_into_one_graph() -> None:
     def function(q: Tensor, k: Tensor, gain: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ def test_bfloat16(name: str) -> None:
     check(make_inputs((2, 40, 61, 3, 19), "gain" in settings), settings, torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -165,6 +166,7 @@ def test_large_gains_overflow_to_infinity_and_zero() -> None:
         assert large.any() == overflows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     "shape", [(1, 200, 200, 1, 24), (3, 50, 90, 2, 24), (2, 3, 9000, 1, 24), (1, 20, 6000, 1, 24)], ids=str

@@ -57,6 +57,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.is_symlink())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_last", [None, True, "link"])
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path, save_last: Any) -> None:
     folder = train(write(tmp_path / "a.yaml", own(save_last=save_last)), tmp_path / "run")
@@ -69,6 +70,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path, save_last: Any) -> N
     assert read_checkpoint(folder / best)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_file_that_both_name_alike_is_removed_by_neither(tmp_path: Path) -> None:
     config = write(tmp_path / "a.yaml", own(filename="{epoch}-{step}"))
     folder = train(config, tmp_path / "run")
@@ -85,6 +87,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(read_checkpoint(folder / name)["global_step"] for name in files(folder))
 
 
+@pytest.mark.slow
 def test_the_last_step_is_saved_and_counted_whatever_the_interval(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     every = ["--checkpoints.every_n_train_steps", "4"]
@@ -95,6 +98,7 @@ def test_the_last_step_is_saved_and_counted_whatever_the_interval(tmp_path: Path
     assert steps_in(run_dir / "checkpoints") == [10, 12, 14]
 
 
+@pytest.mark.slow
 def test_both_resume(tmp_path: Path) -> None:
     callback = own(save_top_k=2)
     whole = train(write(tmp_path / "whole.yaml", callback), tmp_path / "whole")
@@ -138,6 +142,7 @@ def test_only_checkpoints_replaces_checkpoints(tmp_path: Path) -> None:
     assert files(train(write(tmp_path / "a.yaml", mine), tmp_path / "run")) == ["epoch=0-step=10.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_progress_bar_a_monitor_and_a_logger_of_ones_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

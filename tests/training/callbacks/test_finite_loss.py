@@ -53,6 +53,7 @@ def test_a_bad_loss_stops_with_a_dump(
     assert network(content["batches"][0]["tokens"]).isnan().any()
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_left_out_and_counted(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def monitor(kind: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": f"lightning.pytorch.callbacks.{kind}", "init_args": arguments}
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_results_by_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_with(tmp_path / "a.yaml", extrapolation(factor=4, every_n_steps=3, samples=6), length=4)
     run_dir = tmp_path / "run"
@@ -69,6 +70,7 @@ def test_a_run_shows_its_results_by_length(tmp_path: Path, capsys: pytest.Captur
     assert steps == ["3", "3", "6", "6", "9", "9"]
 
 
+@pytest.mark.slow
 def test_a_length_stops_the_run_and_chooses_the_checkpoint(tmp_path: Path) -> None:
     name = "val/loss/length_4"
     # Nothing improves by 100 nats, so the second look ends the run.
@@ -88,6 +90,7 @@ def test_a_length_stops_the_run_and_chooses_the_checkpoint(tmp_path: Path) -> No
     assert read_checkpoint(path)["global_step"] == int(worst["step"])
 
 
+@pytest.mark.slow
 def test_lengths_that_the_data_validates_on_are_logged_once(tmp_path: Path) -> None:
     config = config_with(
         tmp_path / "a.yaml", extrapolation(lengths=[2, 4, 8], every_n_steps=3, samples=3), val_lengths=[4, 8]

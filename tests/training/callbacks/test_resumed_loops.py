@@ -114,6 +114,7 @@ def test_any_checkpoint_of_an_epochs_end_goes_on(
         assert [event for event in resumed if event[0] == "end"][-1:] in ([ends[-1]], []), step
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_leaves_its_rows(tmp_path: Path) -> None:
     config = str(
         write(tmp_path / "a.yaml", EVERY, max_steps=5, check_val_every_n_epoch=None, val_check_interval=5)

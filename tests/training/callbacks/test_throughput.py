@@ -155,6 +155,7 @@ def test_a_network_of_another_class_is_named() -> None:
     assert why_without_cost(LanguageModel(QuadraticRelation(4, 4), 5, n_layers=1, max_length=4)) == ""
 
 
+@pytest.mark.slow
 def test_the_extrapolation_recipe_is_measured(tmp_path: Path) -> None:
     """Its relation stands behind a short convolution."""
     recipe = ROOT / "configs" / "copy" / "extrapolate.yaml"

@@ -103,6 +103,7 @@ def test_a_shard_of_one_batch_is_not_trained_on_a_fifth(tmp_path: Path) -> None:
     assert seen == {"batches": [5, 5], "validations": [1, 2], "position": 2 * 5 * 32}
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_all_batches(tmp_path: Path) -> None:
     """One step of five batches of 4 is the step of one batch of 20, also where an epoch has one batch."""
     options = {"max_steps": 3, "gradient_clip_val": None, "val_check_interval": 3}
@@ -116,6 +117,7 @@ def test_gradients_are_those_of_all_batches(tmp_path: Path) -> None:
         torch.testing.assert_close(small[name], tensor, atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_validations_come_after_so_many_steps(tmp_path: Path) -> None:
     for accumulated in (1, 2, 3):
         seen = run(
@@ -157,6 +159,7 @@ def test_epochs_of_another_length_are_refused(tmp_path: Path, capsys: pytest.Cap
         assert wanted in line
 
 
+@pytest.mark.slow
 def test_a_run_that_counted_batches_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, max_steps=4, accumulate_grad_batches=2, val_check_interval=4)
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
