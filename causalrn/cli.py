@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,6 @@ from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from causalrn.system import Lock
 from causalrn.training.callbacks import (
     Checkpoints,
     ConfiguredValues,
@@ -47,6 +46,7 @@ from causalrn.training.resume import (
     plan_start,
     with_base_config,
 )
+from causalrn.training.run_folder import hold
 from causalrn.training.trackers import Tracked
 from causalrn.training.trainer import Trainer
 from causalrn.training.trainer_settings import as_list, check_settings, make_profiler, warn_without_effect
@@ -218,35 +218,6 @@ def cluster_plugins(plugins: list[Any]) -> list[Any]:
     return plugins
 
 
-@contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of a run folder, which is made where it is missing.
-
-    Raises:
-        ValueError: another process holds it, or the folder cannot be written.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = Lock(run_lock(run_dir), f"run folder {run_dir}")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(
-            f"run folder {run_dir} cannot be written ({reason}); want another --run_dir"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        # A run that failed before it left anything leaves no folder either.
-        with suppress(OSError):
-            run_dir.rmdir()
-
-
-def run_lock(run_dir: Path) -> Path:
-    """The lock file of a run folder."""
-    return run_dir / ".lock"
-
-
 class Parser(argparse.ArgumentParser):
     """The parser of a verb without a config: flags are taken with underscores too, as `fit` takes hyphens."""
 
@@ -255,6 +226,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(
             respelled(sys.argv[1:] if args is None else args, "_", "-"), namespace
         )
+
+
+def add_checkpoint(parser: Any, of: str = "a .ckpt of causalrn.fit or causalrn.export") -> None:
+    """Adds the flag --checkpoint, which `named_checkpoint` reads."""
+    help = f"{of}, or a run folder, whose newest checkpoint is taken"
+    parser.add_argument("--checkpoint", type=Path, required=True, help=help)
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from causalrn.cli import Parser, quiet_libraries, whole_numbers
+from causalrn.cli import Parser, add_checkpoint, quiet_libraries, whole_numbers
 from causalrn.evaluation.codec import codec_of
 from causalrn.evaluation.length_report import draw_lengths, table_rows, write_table
 from causalrn.evaluation.lengths import Bounds, evaluate_lengths
@@ -121,12 +121,7 @@ def run_tasks(checkpoint: dict[str, Any], options: argparse.Namespace) -> dict[s
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m causalrn.evaluate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
-    )
+    add_checkpoint(parser)
     # Neither of the two gives the metrics that training logs.
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(

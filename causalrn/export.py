@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from causalrn.cli import Parser, quiet_libraries
+from causalrn.cli import Parser, add_checkpoint, quiet_libraries
 from causalrn.interop.huggingface.folder import read_folder, write_folder
 from causalrn.interop.official import MODELS, describe_official, from_official
 from causalrn.interop.step_export import INPUTS, OUTPUTS, write_step
@@ -39,18 +39,13 @@ def add_huggingface(verbs: Any) -> None:
     parser = verbs.add_parser(
         "huggingface", help="checkpoint -> folder for transformers, with its own modelling code"
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=named_checkpoint,
-        required=True,
-        help="a .ckpt, a sharded checkpoint's folder, or a run folder",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.set_defaults(run=export_huggingface)
 
 
 def export_huggingface(options: argparse.Namespace) -> None:
-    network = write_folder(options.checkpoint, options.output)
+    network = write_folder(named_checkpoint(options.checkpoint), options.output)
     print(f"{options.output}: {describe_size(network)}; load it with trust_remote_code=True")
 
 
@@ -71,18 +66,13 @@ def import_huggingface(options: argparse.Namespace) -> None:
 
 def add_step(verbs: Any) -> None:
     parser = verbs.add_parser("step", help="one decoding step of the linear CausalRN -> ONNX or torch.export")
-    parser.add_argument(
-        "--checkpoint",
-        type=named_checkpoint,
-        required=True,
-        help="a model of linear relation mixers, or its run folder",
-    )
+    add_checkpoint(parser, "a model of linear relation mixers")
     parser.add_argument("--output", type=Path, required=True, help="file to make, .onnx or .pt2")
     parser.set_defaults(run=export_step)
 
 
 def export_step(options: argparse.Namespace) -> None:
-    network = load_network(options.checkpoint)
+    network = load_network(named_checkpoint(options.checkpoint))
     write_step(network, options.output)
     print(f"{options.output}: {describe_size(network)}; {', '.join(INPUTS)} -> {', '.join(OUTPUTS)}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from causalrn.cli import Parser, quiet_libraries
+from causalrn.cli import Parser, add_checkpoint, quiet_libraries
 from causalrn.evaluation.codec import Codec, NumberCodec, TextStream, codec_of
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import Sampling, stream
@@ -55,12 +55,7 @@ def main(args: list[str] | None = None) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m causalrn.generate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a .ckpt of causalrn.fit or causalrn.export, or a run folder, whose newest one is taken",
-    )
+    add_checkpoint(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt",

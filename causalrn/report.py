@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from causalrn.cli import Parser, quiet_libraries
+from causalrn.cli import Parser, add_checkpoint, quiet_libraries
 from causalrn.evaluation.codec import Codec, codec_of
 from causalrn.evaluation.pairs import describe_row, draw_pairs, pair_norms
 from causalrn.models import LanguageModel
@@ -43,12 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m causalrn.report", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     pairs = verbs.add_parser("pairs", help="heat map: how much each position contributes to each later one")
-    pairs.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a model of relation mixers, or its run folder",
-    )
+    add_checkpoint(pairs, "a model of relation mixers")
     pairs.add_argument(
         "--prompt", required=True, help="text, or letters of the copy task; the answer is added to it"
     )

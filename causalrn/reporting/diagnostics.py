@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from causalrn.cli import whole_numbers
+from causalrn.cli import add_checkpoint, whole_numbers
 from causalrn.evaluation.diagnostics import Pairs, probe, trained_positions
 from causalrn.system import check_options, new_figure, write_json
 from causalrn.training.checkpoint import named_checkpoint, network_from, read_checkpoint
@@ -32,12 +32,7 @@ COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a model of relation mixers, or its run folder",
-    )
+    add_checkpoint(parser, "a model of relation mixers")
     parser.add_argument(
         "--data", type=find_config, metavar="CONFIG", help="take the data section of this config"
     )

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from causalrn.cli import run_lock
 from causalrn.sweeps.grid import Point
 from causalrn.system import Lock, is_locked, write_json
 from causalrn.training.config_files import read_mapping
+from causalrn.training.run_folder import run_lock
 
 State = Literal["new", "half-written", "unfinished", "failed", "finished"]
 LAST_LINES = 8

@@ -1,15 +1,17 @@
-"""A run leaves behind where it came from, its config in every checkpoint, and its curves."""
+"""The folder of a run: one process holds it, and it keeps where the run came from, its config, and its curves."""
 
 import datetime
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
 
-from causalrn.system import environment, write_json
+from causalrn.system import Lock, environment, write_json
 from causalrn.training.data_folders import STARTED_IN
 from causalrn.training.history import NAME, PROGRESS, earlier_starts
 from causalrn.training.loggers import read_metrics
@@ -142,3 +144,32 @@ def draw_curves(run_dir: Path) -> Path:
     path = run_dir / "curves.png"
     figure.savefig(path, dpi=150)
     return path
+
+
+@contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes out of a run folder, which is made where it is missing.
+
+    Raises:
+        ValueError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = Lock(run_lock(run_dir), f"run folder {run_dir}")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"run folder {run_dir} cannot be written ({reason}); want another --run_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        # A run that failed before it left anything leaves no folder either.
+        with suppress(OSError):
+            run_dir.rmdir()
+
+
+def run_lock(run_dir: Path) -> Path:
+    """The lock file of a run folder."""
+    return run_dir / ".lock"
