@@ -13,7 +13,7 @@ from tests.ranks import forget_the_last_run
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMPLETE = [path for path in CONFIGS if {"model", "data"} <= yaml.safe_load(path.read_text()).keys()]
 OVERLAYS = [path for path in CONFIGS if path.parent.name in ("trainer", "mixer", "logger")]
-# tests/sweeps/test_sweep.py reads every point of them.
+# tests/sweeps/test_points.py reads every point of them.
 SWEEPS = [path for path in CONFIGS if path.parent.name == "sweeps"]
 # Configs of a corpus that a user brings.
 CORPORA = {"wikitext103": "wikitext-103", "wikitext103_small": "wikitext-103"}
