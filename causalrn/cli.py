@@ -35,7 +35,6 @@ from causalrn.training.callbacks.checkpoints import settle
 from causalrn.training.checkpoint import read_head
 from causalrn.training.config_files import ConfigParser
 from causalrn.training.data_folders import STARTED_IN, placed_folders
-from causalrn.training.former import upgraded_arguments
 from causalrn.training.loggers import MetricsCSV, TensorBoardEvents
 from causalrn.training.module import LanguageModelModule
 from causalrn.training.resume import (
@@ -89,7 +88,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.began_seconds = time.monotonic()
-        self.arguments = upgraded_arguments(respelled(sys.argv[1:] if args is None else args, "-", "_"))
+        self.arguments = respelled(sys.argv[1:] if args is None else args, "-", "_")
         quiet_libraries()
         super().__init__(
             model_class=LanguageModelModule,

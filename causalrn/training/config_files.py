@@ -12,7 +12,7 @@ from jsonargparse import ActionConfigFile, Namespace  # pyright: ignore[reportPr
 from lightning.pytorch.cli import LightningArgumentParser
 
 from causalrn.training.config_values import fill_in
-from causalrn.training.former import upgraded
+from causalrn.training.former import upgraded, upgraded_arguments
 
 # The folder of configs in a checkout; their names may begin with it.
 CHECKOUT_FOLDER = "configs"
@@ -139,7 +139,8 @@ class ConfigParser(LightningArgumentParser):
             kwargs["action"] = ConfigFile
         return super().add_argument(*args, **kwargs)
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        config: Any = super().parse_args(*args, **kwargs)
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        arguments = upgraded_arguments(args) if isinstance(args, list) else args
+        config: Any = super().parse_args(arguments, *rest, **kwargs)
         fill_in(config, lambda: self.instantiate_classes(Namespace(data=config.data))["data"])
         return config

@@ -1,7 +1,10 @@
 """Names of former versions in configs, checkpoints and run folders, and what they are called now."""
 
+import json
 import re
 from typing import Any
+
+import yaml
 
 from causalrn.models import upgrade
 
@@ -42,10 +45,23 @@ def renamed(config: Any) -> Any:
 def upgraded_arguments(arguments: list[str]) -> list[str]:
     """A command line with every class by its present path, also after an equals sign."""
     return [
-        flag + equals + current_name(value) if equals else current_name(argument)
+        flag + equals + renamed_value(value) if equals else renamed_value(argument)
         for argument in arguments
         for flag, equals, value in [argument.partition("=") if argument.startswith("--") else ("", "", "")]
     ]
+
+
+def renamed_value(value: str) -> str:
+    """A value of the command line: a class path, or YAML that names some."""
+    if value[:1] not in ("[", "{"):
+        return current_name(value)
+    try:
+        content = yaml.safe_load(value)
+    except yaml.YAMLError:
+        # The parser says what is wrong with it.
+        return value
+    present = renamed(content)
+    return value if present == content else json.dumps(present)
 
 
 def former_tokenizer(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from causalrn import evaluate, fit, generate
+from causalrn import evaluate, export, fit, generate, sweep
 from causalrn.training.checkpoint import load_network, read_checkpoint
 from causalrn.training.former import current_name, former_tokenizer, upgraded, upgraded_arguments
 from tests import ROOT
@@ -67,6 +67,36 @@ def test_it_is_evaluated_and_generates(run_dir: Path, capsys: pytest.CaptureFixt
     generate.main(["--checkpoint", str(run_dir), "--prompt", "abcd", "--max-tokens", "4", "--seed", "1"])
     # Letters stand between two tokens of the task; a network that has hardly learned may end at once.
     assert f"prompt of {6 if run_dir.name == 'copy' else 4} tokens" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_is_exported_and_read_back(run_dir: Path, tmp_path: Path) -> None:
+    export.main(["huggingface", "--checkpoint", str(run_dir), "--output", str(tmp_path / "folder")])
+    export.main(["import-huggingface", str(tmp_path / "folder"), "--output", str(tmp_path / "back.ckpt")])
+    weights, again = (load_network(path).state_dict() for path in (run_dir, tmp_path / "back.ckpt"))
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.slow
+def test_a_former_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FORMER / "copy", tmp_path / "out" / "n=1", symlinks=True)
+    former = {"class_path": "causalrn.callbacks.LengthExtrapolation", "init_args": {"factor": 1}}
+    content = {
+        "configs": [str(FORMER / "copy" / "config.yaml")],
+        "set": {"trainer.max_steps": 4, "trainer.callbacks": [former]},
+        "grid": {"n": {1: {}, 2: {"model.init_args.network.init_args.n_layers": 2}}},
+        "output": "out",
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    sweep.main(["--config", "grid.yaml"])
+    rows = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert len(rows) == 3
+    # The finished run was left alone.
+    assert (tmp_path / "out" / "n=1" / "config.yaml").read_text() == (
+        FORMER / "copy" / "config.yaml"
+    ).read_text()
 
 
 def test_former_names_are_taken_on_the_command_line() -> None:

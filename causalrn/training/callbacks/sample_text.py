@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from causalrn.evaluation.metrics import is_text
 from causalrn.models import LanguageModel
 from causalrn.models.decoding import Sampling, count_new_tokens, generate
 from causalrn.system import check_range
@@ -22,7 +23,8 @@ class SampleText(L.Callback):
         seed: of the draws.
 
     Raises:
-        ValueError: a number out of its range, or no prompt; at the start of a run, more tokens than the model takes.
+        ValueError: a number out of its range, or no prompt; at the start of a run, data that is no text, or more
+            tokens than the model takes.
     """
 
     def __init__(
@@ -44,6 +46,11 @@ class SampleText(L.Callback):
         self.seed = seed
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not is_text(data):
+            raise ValueError(
+                f"SampleText continues natural text: want a DataModule of text, got {type(data).__name__}"
+            )
         # A prompt that is too long is refused now, not at the end of the run.
         tokenizer = trainer.datamodule.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
         network = pl_module.network
