@@ -23,6 +23,8 @@ def arguments(tmp_path: Path) -> list[str]:
         *("--config", str(ROOT / "configs" / "text" / "quickstart.yaml")),
         *("--data.init_args.corpus", "null", "--data.init_args.shards_dir", shards),
         *("--data.init_args.context_length", "16", "--data.init_args.batch_size", "2"),
+        # The config's sample is longer than a block of this data.
+        *("--model.network.max_length", "64"),
         *("--model.init_args.network.init_args.mixer.init_args.d_model", "8"),
         *("--model.init_args.network.init_args.mixer.init_args.d_hidden", "8"),
         *(
