@@ -13,7 +13,7 @@ import yaml
 from causalrn.models import upgrade
 from causalrn.system import flatten
 from causalrn.training.history import starts_of
-from causalrn.training.loggers import read_metrics
+from causalrn.training.loggers import read_metrics, steps_until
 
 # Class of the mixer, to the model's name in the paper.
 MODELS = {
@@ -92,9 +92,7 @@ class Run:
 
     def first_step(self, metric: str, at_least: float) -> int | None:
         """The optimizer steps taken when a metric first reached a value, or None."""
-        steps = (int(step) for step, value in self.series(metric) if value >= at_least)
-        # A row carries the index of the step after which it was logged; the closing one the number of steps.
-        return next((step if self.finished and step == self.last_step else step + 1 for step in steps), None)
+        return steps_until(self.rows, metric, at_least, self.last_step if self.finished else None)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:

@@ -1,7 +1,6 @@
 """Collects the results of all points into one table, results.csv."""
 
 import csv
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 from causalrn.sweeps.folder import SweepFolder, read_results
 from causalrn.sweeps.grid import Goal, Sweep
 from causalrn.system import replacing
-from causalrn.training.loggers import read_metrics
+from causalrn.training.loggers import read_metrics, steps_until
 
 Row = dict[str, Any]
 
@@ -44,9 +43,7 @@ def goal_step(run_dir: Path, goal: Goal, last_step: int | None) -> int | None:
     """The optimizer steps taken when the metric first reached the goal, or None."""
     path = run_dir / "metrics.csv"
     rows = read_metrics(path) if path.exists() else []
-    steps = (int(row["step"]) for row in rows if row.get(goal.metric, -math.inf) >= goal.at_least)
-    # A row carries the index of the step after which it was logged; the closing one the number of steps.
-    return next((step if step == last_step else step + 1 for step in steps), None)
+    return steps_until(rows, goal.metric, goal.at_least, last_step)
 
 
 def write_table(rows: list[Row], folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """A CSV file of metrics and TensorBoard events that a resumed run continues, with no step twice."""
 
 import csv
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +124,17 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
         values = {key: float(value) for key, value in row.items() if value}
         rows.append({**values, "step": int(values["step"])})
     return rows
+
+
+def steps_until(
+    rows: Iterable[Mapping[str, float]], metric: str, at_least: float, last_step: int | None
+) -> int | None:
+    """The optimizer steps taken when a metric first reached a value, or None.
+
+    Args:
+        rows: as `read_metrics` gives them.
+        last_step: that of a run that is finished, else None.
+    """
+    steps = (int(row["step"]) for row in rows if row.get(metric, -math.inf) >= at_least)
+    # A row carries the index of the step after which it was logged; the closing one the number of steps.
+    return next((step if step == last_step else step + 1 for step in steps), None)

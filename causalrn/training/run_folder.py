@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from causalrn.system import Lock, environment, write_json
+from causalrn.system import Lock, environment, new_figure, write_json
 from causalrn.training.data_folders import STARTED_IN
 from causalrn.training.history import NAME, PROGRESS, earlier_starts
 from causalrn.training.loggers import read_metrics
@@ -121,16 +121,13 @@ def check_agreement(run_dir: Path, begins_with: str) -> None:
 
 def draw_curves(run_dir: Path) -> Path:
     """Draws every logged loss and accuracy over steps into curves.png."""
-    # Slow to import, and needed by few.
-    from matplotlib.figure import Figure
-
     rows = read_metrics(run_dir / "metrics.csv")
     names = sorted({name for row in rows for name in row if name.startswith(("train/", "val/"))})
     panels = {
         "loss (nats per token)": [name for name in names if name.split("/")[1] == "loss"],
         "validation": [name for name in names if name.startswith("val/") and name.split("/")[1] != "loss"],
     }
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = new_figure(11, 4)
     axes = figure.subplots(1, len(panels))
     for axis, (label, panel) in zip(axes, panels.items(), strict=True):
         for name in panel:

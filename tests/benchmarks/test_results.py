@@ -7,19 +7,6 @@ import pytest
 from benchmarks import results
 from benchmarks.results import results_page
 from causalrn.training.errors import run_command
-from tests.commands import ROOT
-
-# In this order, in one folder: later pages use the runs of earlier ones.
-PAGES = ["start.md", "experiments.md", "metrics.md", "model.md"]
-# Pages whose commands need more than one process, a cluster or a network.
-ELSEWHERE = {
-    "data.md": "tests/datamodules/test_docs.py",
-    "decoding.md": "tests/docs/test_decoding.py",
-    "positions.md": "tests/benchmarks/test_extrapolation.py",
-    "sweeps.md": "tests/sweeps/test_sweep.py",
-    "cluster.md": "tests/slurm",
-}
-DOCS = ROOT / "docs"
 
 
 def test_results_show_tables_pictures_and_links(tmp_path: Path) -> None:

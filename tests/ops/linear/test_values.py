@@ -8,30 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import native, relation_linear, relation_linear_step
+from causalrn.ops import relation_linear, relation_linear_step
 from causalrn.ops.linear import operator as linear
 from causalrn.ops.linear.operator import relation_linear_total
 from causalrn.ops.reference import LinearState, normalise, relation_linear_reference
+from tests.ops.paths import PATHS, use_path
 
-PATHS = (*native.INSTRUCTION_SETS, "eager")
 # Float32 against float64, relative to the largest element: rounding of statistics, exponents up to about 5 and sums.
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> str:
-    """Each compiled instruction set, then the path without a compiler; memory that stays unwritten holds NaN."""
-    use_path(request.param, monkeypatch)
-    return request.param
-
-
-def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path == "eager":
-        monkeypatch.setattr(native, "serves", lambda x: False)
-    elif path in native.supported_instruction_sets():
-        monkeypatch.setenv(native.ISA_VARIABLE, path)
-    else:
-        pytest.skip(f"no {path} kernels or no such CPU here")
 
 
 def make_inputs(

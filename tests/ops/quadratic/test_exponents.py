@@ -15,12 +15,11 @@ from causalrn.models import (
     PositionalRelation,
     QuadraticRelation,
 )
-from causalrn.ops import native, relation_quadratic, relation_quadratic_shifted
+from causalrn.ops import relation_quadratic, relation_quadratic_shifted
 from causalrn.ops.pairs import PairRule, PairTerms
 from causalrn.ops.quadratic.step import relation_quadratic_step
 from causalrn.ops.reference import relation_quadratic_log_reference
 
-PATHS = (*native.INSTRUCTION_SETS, "eager")
 # The recipe's gain of configs/copy/extrapolate.yaml at position 1e6: with D 3072 exponents reach 260.
 GAIN = LogLengthGain(0.4, 100.0)(torch.tensor(1_000_000)).item()
 CHANNELS = 3072
@@ -35,18 +34,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "slope": {"slope": [20.0, 0.5]},
     "all": {"window": [9, 1000], "slope": [20.0, 0.01], "causal": False, "norm": "rms"},
 }
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> str:
-    """Each compiled instruction set, then the path without a compiler; memory that stays unwritten holds NaN."""
-    if request.param == "eager":
-        monkeypatch.setattr(native, "serves", lambda x: False)
-    elif request.param in native.supported_instruction_sets():
-        monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    else:
-        pytest.skip(f"no {request.param} kernels or no such CPU here")
-    return request.param
 
 
 def make_inputs(

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from causalrn.ops import PairRule, PairTerms, native, relation_quadratic
+from causalrn.ops import PairRule, PairTerms, relation_quadratic
 from causalrn.ops.reference import Norm, relation_quadratic_reference
 from tests.ops.quadratic.settings import terms_and_rule
 
-PATHS = (*native.INSTRUCTION_SETS, "eager")
 EVERY_SETTING: dict[str, dict[str, Any]] = {
     "default": {},
     "bidirectional": {"causal": False},
@@ -30,22 +29,6 @@ EVERY_SETTING: dict[str, dict[str, Any]] = {
 }
 # One rounding of the sums, in units of the largest element; below it errors are luck.
 FLOOR = 1e-6
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, poisoned_empty: None) -> str:
-    """Each compiled instruction set, then the path without a compiler; memory that stays unwritten holds NaN."""
-    use_path(request.param, monkeypatch)
-    return request.param
-
-
-def use_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path == "eager":
-        monkeypatch.setattr(native, "serves", lambda x: False)
-    elif path in native.supported_instruction_sets():
-        monkeypatch.setenv(native.ISA_VARIABLE, path)
-    else:
-        pytest.skip(f"no {path} kernels or no such CPU here")
 
 
 def make_inputs(shape: tuple[int, int, int, int, int], gain: bool) -> list[Tensor]:
